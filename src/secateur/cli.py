@@ -1,0 +1,324 @@
+"""The command line: parses, calls the library, and shows what comes back."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from secateur.errors import SecateurError
+
+app = typer.Typer(
+    name="secateur",
+    help="Makes neural networks lighter and faster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ModelOption = Annotated[
+    str, typer.Option(help="cnn, a torchvision model, timm:NAME or package.module:function")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def compress(
+    model: ModelOption = "cnn",
+    data: Annotated[
+        str,
+        typer.Option(help="digits, fashion-mnist:DIR, cifar10:DIR, imagefolder:DIR or hf:NAME"),
+    ] = "digits",
+    technique: Annotated[
+        str,
+        typer.Option(help="'granularity | context | criteria | schedule', or a catalogue name"),
+    ] = "weight | global | magnitude | one_cycle",
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the weights that goes, 0 to 1 [default: 0.9]")
+    ] = None,
+    params: Annotated[
+        float | None, typer.Option(help="Share of the parameters that stays, 0 to 1")
+    ] = None,
+    macs: Annotated[
+        float | None, typer.Option(help="Share of the multiply-accumulates that stays, 0 to 1")
+    ] = None,
+    bytes_: Annotated[
+        float | None,
+        typer.Option("--bytes", help="Share of the (packed) bytes that stays, 0 to 1"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of training")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images per step")] = 64,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest rate [default: 0.002, fine-tuning 0.0005]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
+    size: Annotated[int | None, typer.Option(help="Scale images to SIZE x SIZE")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images per split")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Start from these weights (a safetensors file)")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from the published weights (downloads)")
+    ] = False,
+    baseline: Annotated[
+        bool, typer.Option(help="Train the same network dense, to compare with")
+    ] = True,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Prune only layers that match (repeatable)")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Do not prune layers that match (repeatable)")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results")] = Path("runs/compress"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run in --out")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what --out holds")
+    ] = False,
+) -> None:
+    """Train or fine-tune a network under a pruning technique, and report what became of it."""
+    from secateur.train import Interrupted, Settings
+    from secateur.train import compress as run
+
+    settings = Settings(
+        model, data, technique, sparsity, params, macs, bytes_, epochs, batch_size, learning_rate,
+        seed, size, limit, weights, pretrained, baseline, tuple(include or ()),
+        tuple(exclude or ()),
+    )  # fmt: skip
+    command = shlex.join(["secateur", *sys.argv[1:]])
+    try:
+        with _progress() as progress:
+            metrics = run(
+                settings,
+                out,
+                resume=resume,
+                overwrite=overwrite,
+                watcher=_watcher(progress),
+                command=command,
+            )
+    except Interrupted as stop:
+        errors.print(f"{stop}; go on with: {command} --resume", markup=False)
+        raise typer.Exit(130) from stop
+    if _is_main():
+        _show(metrics)
+        console.print(f"report: {(out / 'report.html').resolve()}", markup=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="granularities, contexts, criteria, schedules or techniques"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what a technique can be made of, and the published techniques."""
+    from secateur.sparsify import KINDS, listing
+
+    kinds = [kind] if kind else list(KINDS)
+    if as_json:
+        rows: Any = {each: listing(each) for each in kinds}
+        typer.echo(json.dumps(rows[kind] if kind else rows, indent=2, ensure_ascii=False))
+        return
+    for each in kinds:
+        _table(each, listing(each))
+
+
+@app.command()
+def describe(
+    technique: Annotated[str, typer.Argument(help="A technique's text or its catalogue name")],
+    model: ModelOption = "cnn",
+    size: Annotated[int, typer.Option(help="Images of SIZE x SIZE pixels")] = 32,
+    channels: Annotated[int, typer.Option(help="Image channels")] = 3,
+    classes: Annotated[int, typer.Option(help="Number of classes")] = 10,
+) -> None:
+    """Say in words what a technique does, and what it means for each layer of a model."""
+    from secateur.sparsify import describe_layers
+    from secateur.technique.catalogue import find_technique
+
+    found = find_technique(technique)
+    console.print(str(found), style="bold", markup=False, highlight=False)
+    for sentence in found.words():
+        console.print(f"  {sentence}", markup=False, highlight=False)
+    network, example = _network(model, size, channels, classes)
+    table = Table("layer", "kind", "units", title=f"On {model}", title_justify="left")
+    for layer in describe_layers(network, found, example):
+        table.add_row(layer.name, layer.kind, layer.words)
+    console.print(table)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model as in compress --model")],
+    size: Annotated[int, typer.Option(help="Images of SIZE x SIZE pixels")] = 224,
+    channels: Annotated[int, typer.Option(help="Image channels")] = 3,
+    classes: Annotated[int, typer.Option(help="Number of classes")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a model as pruning sees it: weights, multiply-accumulates, norms, what is spared."""
+    from secateur.structure import inspect_model
+
+    network, example = _network(model, size, channels, classes)
+    found = inspect_model(network, example)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    title = f"{model}: {found.params:,} parameters, {_short(found.macs)} MACs for one image"
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("kind")
+    table.add_column("shape", no_wrap=True)
+    for column in ("weights", "MACs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("followed by", overflow="fold")
+    for row in found.weights:
+        shape = "x".join(map(str, (row.outputs, row.inputs // row.groups, *row.kernel)))
+        groups = f" g{row.groups}" if row.groups > 1 else ""
+        behind = ", ".join(row.norms) or ("the output" if row.to_output else "")
+        table.add_row(
+            row.name, row.kind, shape + groups, _short(row.weights), _short(row.macs), behind
+        )
+    console.print(table)
+    for name, reason in found.skipped:
+        console.print(f"not prunable: {name}: {reason}", markup=False)
+    if found.problem:
+        console.print(f"norms unknown: {found.problem}", markup=False)
+
+
+def main() -> None:
+    """Run the command line; a request that cannot be carried out ends with exit code 2."""
+    try:
+        app()
+    except SecateurError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("stopped", markup=False)
+        sys.exit(130)
+
+
+def _network(model: str, size: int, channels: int, classes: int) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    from secateur.train.models import build_model
+
+    built = build_model(model, num_classes=classes, channels=channels)
+    return built.model.eval(), (torch.zeros(1, built.channels, size, size),)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> None:
+    columns = [name for name in rows[0] if any(row[name] not in ("", [], {}) for row in rows)]
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(_cell(row[name]) for name in columns))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _short(count: int) -> str:
+    """Write a count with three digits and k, M or G."""
+    value, unit = float(count), ""
+    for larger in ("k", "M", "G", "T"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g}{unit}"
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:8}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not _is_main(),
+    )
+
+
+def _watcher(progress: Progress) -> Any:
+    from secateur.train import Watcher
+
+    class Shown(Watcher):
+        """Shows one bar per phase, and a line per epoch."""
+
+        def __init__(self) -> None:
+            self.tasks: dict[str, TaskID] = {}
+
+        def begin(self, phase: str, steps: int, done: int = 0) -> None:
+            self.tasks[phase] = progress.add_task(phase, total=steps, completed=done, said="")
+
+        def step(self, phase: str, loss: float, achieved: float | None) -> None:
+            said = f"loss {loss:.3f}"
+            if achieved is not None:
+                said += f"  achieved {achieved:.3f}"
+            progress.update(self.tasks[phase], advance=1, said=said)
+
+        def epoch(self, phase: str, row: dict[str, float]) -> None:
+            progress.console.print(
+                f"{phase:8} epoch {row['epoch']:.0f}: train loss {row['train_loss']:.4f}, "
+                f"validation loss {row['valid_loss']:.4f}, accuracy {row['valid_accuracy']:.4f}",
+                markup=False, highlight=False,
+            )  # fmt: skip
+
+        def note(self, text: str) -> None:
+            progress.console.print(f"note: {text}", markup=False, highlight=False)
+
+    return Shown()
+
+
+def _is_main() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    """Print the before/after table."""
+    before, after = metrics["before"], metrics["after"]
+    table = Table("", "before", "after", title=metrics["technique"], title_justify="left")
+    rows = (
+        ("accuracy", "accuracy", "{:.4f}"), ("loss", "loss", "{:.4f}"),
+        ("sparsity", "sparsity", "{:.4f}"), ("parameters", "params", "{:,}"),
+        ("MACs", "macs", "{:,}"), ("bytes, dense file", "bytes_dense", "{:,}"),
+        ("bytes, packed", "bytes_packed", "{:,}"),
+    )  # fmt: skip
+    for label, key, form in rows:
+        shown = (form.format(side[key]) if key in side else "-" for side in (before, after))
+        table.add_row(label, *shown)
+    for label, key in (("latency p50", "p50_ms"), ("latency p95", "p95_ms")):
+        cells = []
+        for side in (before, after):
+            latency = side["latency"]
+            spread = f" ({latency['low_ms']:.3f} to {latency['high_ms']:.3f})"
+            cells.append(f"{latency[key]:.3f} ms" + (spread if key == "p50_ms" else ""))
+        table.add_row(label, *cells)
+    console.print(table)
+    for note in metrics["notes"]:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    console.print(
+        "Masks leave the tensors at their size: the packed file is smaller, the time is the same.",
+        style="dim",
+    )
+
+
+if __name__ == "__main__":
+    main()

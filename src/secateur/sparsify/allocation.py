@@ -1,0 +1,153 @@
+"""Allocation: how a budget is divided among layers, as pure arithmetic on their shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.errors import SecateurError
+from secateur.sparsify.select import keep_highest
+from secateur.structure.weights import PrunableWeight, matches
+from secateur.technique.context import Context
+
+UNIFORM_PLUS_LAST = 0.8
+"""The most that uniform+ takes from the last layer (Gale, Elsen, Hooker 2019)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What allocation knows of one layer: its weight, and its cost in the budget's currency."""
+
+    weight: PrunableWeight
+    cost: float
+
+
+def shares(
+    context: Context,
+    layers: Sequence[Layer],
+    amount: float,
+    claimed: float = 1.0,
+    lamp_scores: Sequence[Tensor] = (),
+    damage: Mapping[str, float] | None = None,
+) -> list[float]:
+    """Return the share of each layer's units to remove so that their costs add up to ``amount``.
+
+    ``claimed`` is the schedule's share, by which given shares are multiplied. Where the layers
+    cannot give so much (each gives at most 1), every layer gives all that it may.
+    """
+    name = context.allocation
+    if name == "given":
+        return _given(context, layers, amount, claimed)
+    if name in ("erk", "er"):
+        return _by_density([_erdos_renyi(layer.weight, name == "erk") for layer in layers], layers,
+                           amount)  # fmt: skip
+    if name == "lamp":
+        return _by_ranking(layers, amount, lamp_scores)
+    if name == "sensitivity":
+        rates = [1 / (1e-3 + max(0.0, (damage or {})[layer.weight.name])) for layer in layers]
+        return fill(rates, [layer.cost for layer in layers], amount)
+    limits = _limits_of_uniform_plus(layers) if name == "uniform_plus" else [1.0] * len(layers)
+    return fill([1.0] * len(layers), [layer.cost for layer in layers], amount, limits)
+
+
+def fill(
+    rates: Sequence[float],
+    costs: Sequence[float],
+    amount: float,
+    limits: Sequence[float] | None = None,
+) -> list[float]:
+    """Return min(limit_l, z rate_l) with z such that sum cost_l share_l = amount.
+
+    >>> fill([1, 3], [10, 10], 10)
+    [0.25, 0.75]
+    >>> fill([1, 9], [10, 10], 15)
+    [0.5, 1.0]
+    """
+    most = list(limits) if limits is not None else [1.0] * len(rates)
+    full = {place for place, rate in enumerate(rates) if rate <= 0 or most[place] <= 0}
+    fixed = dict.fromkeys(full, 0.0)
+    while True:
+        free = [place for place in range(len(rates)) if place not in fixed]
+        left = amount - sum(costs[place] * share for place, share in fixed.items())
+        weighted = sum(costs[place] * rates[place] for place in free)
+        scale = max(0.0, left / weighted) if weighted > 0 else 0.0
+        over = [place for place in free if scale * rates[place] > most[place]]
+        if not over:
+            break
+        fixed.update({place: most[place] for place in over})
+    return [fixed.get(place, scale * rates[place]) for place in range(len(rates))]
+
+
+def densities(rates: Sequence[float], costs: Sequence[float], kept: float) -> list[float]:
+    """Return densities min(1, z rate_l) whose costs add up to ``kept``: the rule of ERK."""
+    return fill(rates, costs, kept)
+
+
+def _by_density(rates: Sequence[float], layers: Sequence[Layer], amount: float) -> list[float]:
+    costs = [layer.cost for layer in layers]
+    return [1 - density for density in densities(rates, costs, max(0.0, sum(costs) - amount))]
+
+
+def _erdos_renyi(weight: PrunableWeight, kernel: bool) -> float:
+    """Return (o + i + kernel) / (o i kernel) of the stored tensor, or (o + i) / (o i)."""
+    sizes = [weight.outputs, *weight.shape[2:]] if kernel else [weight.outputs, weight.shape[2]]
+    return sum(sizes) / math.prod(sizes)
+
+
+def _limits_of_uniform_plus(layers: Sequence[Layer]) -> list[float]:
+    limits = [1.0] * len(layers)
+    limits[-1] = UNIFORM_PLUS_LAST
+    convolutions = [place for place, layer in enumerate(layers) if len(layer.weight.shape) > 3]
+    if convolutions:
+        limits[convolutions[0]] = 0.0
+    return limits
+
+
+def _by_ranking(layers: Sequence[Layer], amount: float, scores: Sequence[Tensor]) -> list[float]:
+    """Rank all units together and count how many of each layer are among the lowest.
+
+    Where layers cost differently per unit, the number of units is found by bisection.
+    """
+    costs = [layer.cost / max(1, len(part)) for layer, part in zip(layers, scores, strict=True)]
+
+    def taken(count: int) -> list[int]:
+        return [len(kept) - int(torch.count_nonzero(kept)) for kept in keep_highest(scores, count)]
+
+    low, high = 0, sum(len(part) for part in scores)
+    if max(costs) - min(costs) < 1e-12 * max(costs):
+        low = min(high, round(amount / costs[0]))
+    else:
+        while low < high:
+            middle = (low + high + 1) // 2
+            spent = sum(c * k for c, k in zip(costs, taken(middle), strict=True))
+            low, high = (middle, high) if spent <= amount + 1e-9 else (low, middle - 1)
+    counts = taken(low)
+    return [count / max(1, len(part)) for count, part in zip(counts, scores, strict=True)]
+
+
+def _given(context: Context, layers: Sequence[Layer], amount: float, claimed: float) -> list[float]:
+    """Take the shares as written; the other layers share what is left of the budget, if any."""
+    for pattern, _ in context.given:
+        if not any(matches(layer.weight, pattern) for layer in layers):
+            raise SecateurError(
+                f"the pattern '{pattern}' of {context} matches no prunable layer; layers are "
+                + ", ".join(layer.weight.name for layer in layers[:6])
+            )
+    written: list[float | None] = []
+    for layer in layers:
+        hits = [share for pattern, share in context.given if matches(layer.weight, pattern)]
+        written.append(hits[0] * claimed if hits else None)
+    spent = sum(
+        layer.cost * share
+        for layer, share in zip(layers, written, strict=True)
+        if share is not None
+    )
+    limits = [1.0 if share is None else 0.0 for share in written]
+    if amount < 0:
+        return [0.0 if share is None else share for share in written]
+    rest = fill([1.0] * len(layers), [layer.cost for layer in layers], amount - spent, limits)
+    return [own if own is not None else other for own, other in zip(written, rest, strict=True)]

@@ -1,0 +1,122 @@
+"""Attachment: an optimiser's own steps advance the schedule and re-apply the masks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from secateur.errors import SecateurError
+from secateur.sparsify.memory import Memory, remember_model
+from secateur.technique import Schedule, Update
+
+if TYPE_CHECKING:
+    from secateur.sparsify.sparsifier import Sparsifier
+
+CLAIM_STEP = 0.005
+"""Without a stated trigger, a mask is updated when the claimed share has moved by this much."""
+
+MOVING_UPDATES = 100
+"""Without a stated trigger, masks that move are updated so many times."""
+
+
+class Attachment:
+    """Follows one optimiser through its step hook."""
+
+    def __init__(
+        self,
+        sparsifier: Sparsifier,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        steps_per_epoch: int | None,
+        scheduler: Any,
+    ) -> None:
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise SecateurError(f"total_steps is {total_steps!r}: expected a count of at least 1")
+        self.sparsifier = sparsifier
+        self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.total = total_steps
+        self.scheduler = scheduler
+        self.every = _steps_between(sparsifier.technique.schedule, total_steps, steps_per_epoch)
+        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        own = dict(sparsifier.model.named_parameters())
+        if not any(id(own[name]) in known for name in sparsifier.masks):
+            raise SecateurError("the optimiser holds none of the parameters that are to be pruned")
+        self._handle: Any = None
+
+    def start(self, memory: Memory) -> None:
+        """Begin at step 0, or go on where a loaded state stopped."""
+        if memory.total not in (0, self.total):
+            raise SecateurError(
+                f"the loaded state belongs to a run of {memory.total} steps, not {self.total}"
+            )
+        memory.total = self.total
+        self._handle = self.optimizer.register_step_post_hook(self._after_step)
+        if memory.step == 0:
+            self._remember(memory)
+            schedule = self.sparsifier.technique.schedule
+            if schedule.at(0.0) > 0 and not self._waits_for_gradients():
+                self.sparsifier.step(0.0)
+        self.sparsifier.apply()
+
+    def stop(self) -> None:
+        """Take the hook off the optimiser."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def after_removal(self, update: Update, memory: Memory) -> None:
+        """Rewind the learning rate's scheduler together with the optimiser."""
+        if update.optimizer == "rewind" and self.scheduler is not None and memory.scheduler:
+            self.scheduler.load_state_dict(copy.deepcopy(memory.scheduler))
+
+    def _after_step(self, *_: Any) -> None:
+        memory = self.sparsifier._memory
+        memory.step += 1
+        if memory.step == self.sparsifier.technique.update.step:
+            self._remember(memory)
+        if memory.step <= self.total and self._due(memory):
+            self.sparsifier.step(memory.step / self.total)
+        elif self.sparsifier.technique.update.removed == "frozen" or memory.step >= self.total:
+            self.sparsifier.apply()
+
+    def _remember(self, memory: Memory) -> None:
+        update = self.sparsifier.technique.update
+        if update.survivors != "rewind" or update.step != memory.step:
+            return
+        remember_model(self.sparsifier.model, memory)
+        if update.optimizer == "rewind":
+            memory.optimizer = copy.deepcopy(self.optimizer.state_dict())
+            if self.scheduler is not None:
+                memory.scheduler = copy.deepcopy(self.scheduler.state_dict())
+
+    def _waits_for_gradients(self) -> bool:
+        return self.sparsifier._engine.needs_training_gradients
+
+    def _due(self, memory: Memory) -> bool:
+        """Whether a mask update falls on the step just done."""
+        schedule = self.sparsifier.technique.schedule
+        first = math.ceil(schedule.start * self.total - 1e-9)
+        last = math.ceil(schedule.end * self.total - 1e-9)
+        if memory.step < first or memory.step > last:
+            return False
+        claims = schedule.at(memory.step / self.total)
+        settled = schedule.mask.kind == "permanent" and claims == memory.claimed
+        if settled and memory.updates:
+            return False
+        if memory.step in (max(1, first), last) or memory.claimed is None:
+            return True
+        if self.every is not None:
+            return (memory.step - first) % self.every == 0
+        return abs(claims - memory.claimed) >= CLAIM_STEP
+
+
+def _steps_between(schedule: Schedule, total_steps: int, steps_per_epoch: int | None) -> int | None:
+    if schedule.epochs is not None:
+        if steps_per_epoch is None:
+            raise SecateurError(f"the schedule '{schedule}' counts epochs: pass steps_per_epoch=")
+        return schedule.epochs * steps_per_epoch
+    if schedule.every is None and schedule.mask.kind != "permanent":
+        return max(1, total_steps // MOVING_UPDATES)
+    return schedule.every

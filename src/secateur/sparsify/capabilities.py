@@ -1,0 +1,23 @@
+"""What the engine cannot run yet, though it can be described."""
+
+from __future__ import annotations
+
+from secateur.technique import Technique
+
+
+def lacks(technique: Technique) -> tuple[str, ...]:
+    """Name the capabilities that a technique asks for and the engine does not have.
+
+    >>> lacks(Technique("head"))
+    ('head: which outputs form a head has to be found by tracing the structure',)
+    """
+    missing = []
+    if technique.granularity.head:
+        missing.append("head: which outputs form a head has to be found by tracing the structure")
+    if technique.update.removed == "straight_through":
+        missing.append("straight_through: gradients that pass through removed weights")
+    if technique.update.survivors == "compensate":
+        missing.append("compensate: solving for survivors that make up for what was removed")
+    if technique.objective.name != "none":
+        missing.append(f"{technique.objective.name}: terms added to the loss")
+    return tuple(missing)

@@ -1,0 +1,375 @@
+"""The engine: one mask update, from evidence over scores and shares to new masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.sparsify.allocation import Layer, shares
+from secateur.sparsify.budget import count_kept, mask_overhead
+from secateur.sparsify.memory import Memory
+from secateur.sparsify.plan import Choice, Entry, choose
+from secateur.sparsify.report import prunable_elements
+from secateur.sparsify.result import StepResult
+from secateur.sparsify.scoring import refuse_nan, score_units, widen
+from secateur.sparsify.setup import Prunable, Setup
+from secateur.sparsify.statistics import Loss, Statistics, collect, mean_loss, reiterable
+from secateur.technique import Criterion, Evidence, Technique
+from secateur.technique.criteria import REDUCERS
+
+_PACKING_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What an update should claim: the schedule's share and time, and the amount it comes to."""
+
+    share: float
+    time: float
+    amount: float
+    target: float
+
+
+class Engine:
+    """Computes mask updates; holds nothing that changes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        technique: Technique,
+        setup: Setup,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.technique = technique
+        self.setup = setup
+        self.data = None if data is None else reiterable(data)
+        self.loss = loss
+        self.seed = seed
+        self.currency = setup.budget.currency if setup.budget else "sparsity"
+        self.elements = prunable_elements(setup)
+
+    @property
+    def needs(self) -> set[str]:
+        """What must be known beside the weights, for the scores and for regrowth."""
+        dynamics = self.technique.schedule.mask
+        grows = dynamics.kind == "regrown" and dynamics.by == "gradient"
+        return {*self.technique.criteria.needs, *(["gradient"] if grows else [])}
+
+    @property
+    def needs_training_gradients(self) -> bool:
+        """Whether gradients have to come from the training, as no data is there to take them."""
+        return "gradient" in self.needs and self.data is None
+
+    def open_masks(self) -> dict[str, Tensor]:
+        """Return masks that keep everything, laid out like their parameters."""
+        parameters = dict(self.model.named_parameters())
+        names = [prunable.weight.parameter for prunable in self.setup.prunables]
+        if self.technique.granularity.whole_outputs:
+            for prunable in self.setup.prunables:
+                names += prunable.weight.biases
+                names += [carrier.parameter for carrier in prunable.reach.carriers]
+        return {
+            name: torch.ones_like(parameters[name], dtype=torch.bool, requires_grad=False)
+            for name in dict.fromkeys(names)
+        }
+
+    @torch.no_grad()
+    def update(self, masks: dict[str, Tensor], memory: Memory, progress: float) -> StepResult:
+        """Choose what is kept at a progress in [0, 1] and write it into the masks."""
+        schedule = self.technique.schedule
+        claimed = schedule.at(progress)
+        statistics = self._statistics()
+        generator = torch.Generator()
+        generator.set_state(memory.generator)
+        self._measure_damage(memory)
+        removed = [self._removed(prunable, masks) for prunable in self.setup.prunables]
+        overhead = self._first_overhead()
+        for _ in range(_PACKING_ROUNDS):
+            claim = self._claim(claimed, schedule.time(progress), overhead)
+            entries = self._entries(claim, removed, memory, statistics, generator)
+            choice = choose(
+                self.technique, entries, claim.amount, claim.time, self.currency != "sparsity"
+            )
+            kept = _same_on_every_rank(choice.kept)
+            self._write(masks, kept)
+            counts = count_kept(masks)
+            settled = mask_overhead(self.setup.ledger, counts)
+            if self.currency != "bytes" or abs(settled - overhead) < 1:
+                break
+            overhead = settled
+        memory.generator = generator.get_state()
+        memory.claimed = claimed
+        return self._result(progress, claim, entries, Choice(kept, choice.unmet), removed, counts)
+
+    def remember(self, memory: Memory, result: StepResult) -> None:
+        """Note the update in the memory, with the weights as they now are if they are asked for."""
+        memory.updates += 1
+        memory.history.append(
+            {
+                "step": memory.step,
+                "progress": result.progress,
+                "target": result.target,
+                "achieved": result.achieved[self.currency],
+            }
+        )
+        parameters = dict(self.model.named_parameters())
+        for name in memory.previous:
+            memory.previous[name] = parameters[name].detach().clone()
+
+    def _claim(self, share: float, time: float, overhead: float) -> _Claim:
+        budget = self.setup.budget
+        if budget is None:
+            return _Claim(share, time, -1.0, share)
+        total = self.setup.ledger.total(self.currency, sum(self.elements.values()))
+        gone = share * budget.removed
+        target = gone if self.currency == "sparsity" else 1 - gone
+        return _Claim(share, time, total * gone + (overhead if gone else 0.0), target)
+
+    def _first_overhead(self) -> float:
+        """Guess that every prunable parameter is packed: one bit per element."""
+        if self.currency != "bytes":
+            return 0.0
+        return sum(-(-self.setup.ledger.elements[name] // 8) for name in self.elements)
+
+    def _unit_cost(self, prunable: Prunable) -> float:
+        """Return what a complete unit costs, the vectors that go with its outputs included."""
+        price, weight, units = self.setup.ledger.price, prunable.weight, prunable.units
+        cost = price(self.currency, weight.parameter) * units.largest
+        if self.technique.granularity.whole_outputs and self.currency in ("params", "bytes"):
+            outputs = units.largest / (weight.numel / weight.outputs)
+            vectors = [*weight.biases, *(carrier.parameter for carrier in prunable.reach.carriers)]
+            cost += outputs * sum(price(self.currency, vector) for vector in vectors)
+        return cost
+
+    def _entries(
+        self,
+        claim: _Claim,
+        removed: Sequence[Tensor],
+        memory: Memory,
+        statistics: Statistics,
+        generator: torch.Generator,
+    ) -> list[Entry]:
+        plain = [
+            Entry(p.weight, p.units, self._unit_cost(p), torch.empty(0), gone, 0.0)
+            for p, gone in zip(self.setup.prunables, removed, strict=True)
+        ]
+        divided = self._shares(plain, claim, memory, generator)
+        entries = []
+        for entry, prunable, share in zip(plain, self.setup.prunables, divided, strict=True):
+            evidence = self._evidence(prunable, memory, statistics, generator)
+            removing = round(share * entry.units.count)
+            scores = score_units(self.technique.criteria, evidence, entry.units, removing)
+            refuse_nan(scores, entry.weight.name, evidence.weight, self.technique.criteria)
+            growth = self._growth(evidence, entry, generator)
+            entries.append(
+                Entry(
+                    entry.weight, entry.units, entry.unit_cost, scores, entry.removed, share, growth
+                )
+            )
+        return entries
+
+    def _shares(
+        self,
+        entries: Sequence[Entry],
+        claim: _Claim,
+        memory: Memory,
+        generator: torch.Generator,
+    ) -> list[float]:
+        lamp: list[Tensor] = []
+        if self.technique.context.allocation == "lamp":
+            lamp = [
+                score_units(
+                    Criterion("lamp"),
+                    self._evidence(prunable, memory, {}, generator, plain=True),
+                    prunable.units,
+                )
+                for prunable in self.setup.prunables
+            ]
+        layers = [Layer(entry.weight, entry.cost) for entry in entries]
+        return shares(
+            self.technique.context, layers, claim.amount, claim.share, lamp, memory.damage
+        )
+
+    def _evidence(
+        self,
+        prunable: Prunable,
+        memory: Memory,
+        statistics: Statistics,
+        generator: torch.Generator,
+        plain: bool = False,
+    ) -> Evidence:
+        weight = prunable.weight
+        parameter = self.model.get_parameter(weight.parameter)
+        known: dict[str, Any] = {"weight": weight.view(parameter.detach()), "generator": generator}
+        for need in () if plain else sorted(self.needs):
+            if need in statistics:
+                known[need] = statistics[need][weight.name]
+            elif need in ("saved", "previous"):
+                stored = getattr(memory, need)[weight.parameter]
+                known[need] = weight.view(stored.to(parameter.device))
+            elif need == "gradient":
+                known[need] = weight.view(_training_gradient(parameter, weight.parameter))
+            elif need == "norm_scale":
+                known[need] = self._norm_scale(prunable)
+        return Evidence(**known)
+
+    def _norm_scale(self, prunable: Prunable) -> Tensor:
+        weight = prunable.weight
+        carrier = next(carrier for carrier in prunable.reach.carriers if carrier.scale)
+        scale = self.model.get_parameter(carrier.parameter).detach()
+        own = scale[carrier.offset : carrier.offset + weight.outputs]
+        return own.reshape(*weight.shape[:2], *[1] * (len(weight.shape) - 2))
+
+    def _growth(
+        self, evidence: Evidence, entry: Entry, generator: torch.Generator
+    ) -> Tensor | None:
+        """Score removed units that may return; the highest return first."""
+        dynamics = self.technique.schedule.mask
+        if dynamics.kind != "regrown":
+            return None
+        if dynamics.by == "random":
+            drawn = torch.rand(entry.units.count, generator=generator)
+            return drawn.to(evidence.weight.device)
+        source = evidence.get("gradient") if dynamics.by == "gradient" else evidence.weight
+        return REDUCERS.get("mean").function(*entry.units.rows(widen(source).abs()))
+
+    def _statistics(self) -> Statistics:
+        needs = self.needs - {"saved", "previous", "norm_scale"}
+        if not needs or self.data is None:
+            return {}
+        weights = [prunable.weight for prunable in self.setup.prunables]
+        return collect(self.model, weights, needs, self.data, self.loss, self.seed)
+
+    def _measure_damage(self, memory: Memory) -> None:
+        """Measure, once, how much the loss grows when each layer alone is pruned by magnitude."""
+        budget = self.setup.budget
+        if self.technique.context.allocation != "sensitivity" or memory.damage or budget is None:
+            return
+        assert self.data is not None
+        base = mean_loss(self.model, self.data, self.loss)
+        for prunable in self.setup.prunables:
+            parameter = self.model.get_parameter(prunable.weight.parameter)
+            before = parameter.detach().clone()
+            view = prunable.weight.view(parameter.detach())
+            scores = score_units(Criterion("magnitude"), Evidence(view), prunable.units)
+            count = round(budget.removed * prunable.units.count)
+            kept = torch.ones_like(scores, dtype=torch.bool)
+            kept[torch.argsort(scores, stable=True)[:count]] = False
+            view.mul_(prunable.units.spread(kept))
+            damaged = mean_loss(self.model, self.data, self.loss)
+            parameter.copy_(before)
+            memory.damage[prunable.weight.name] = damaged - base
+
+    def _removed(self, prunable: Prunable, masks: dict[str, Tensor]) -> Tensor:
+        """Return which units are removed now [units]."""
+        view = prunable.weight.view(masks[prunable.weight.parameter])
+        return ~prunable.units.pick(view)
+
+    def _write(self, masks: dict[str, Tensor], kept: Sequence[Tensor]) -> None:
+        """Spread the units over the weights' masks, and whole outputs over their vectors."""
+        pairs = list(zip(self.setup.prunables, kept, strict=True))
+        for prunable, units_kept in pairs:
+            view = prunable.weight.view(masks[prunable.weight.parameter])
+            view.copy_(prunable.units.spread(units_kept))
+        if not self.technique.granularity.whole_outputs:
+            return
+        outputs = {}
+        for prunable, units_kept in pairs:
+            spread = prunable.units.spread(units_kept)
+            outputs[prunable.weight.name] = spread.flatten(2)[:, :, 0]
+            for carrier in prunable.reach.carriers:
+                end = carrier.offset + prunable.weight.outputs
+                masks[carrier.parameter][carrier.offset : end] = False
+        for prunable, _ in pairs:
+            alive = outputs[prunable.weight.name]
+            for bias in prunable.weight.biases:
+                prunable.weight.view_outputs(masks[bias]).copy_(alive)
+            for carrier in prunable.reach.carriers:
+                end = carrier.offset + prunable.weight.outputs
+                masks[carrier.parameter][carrier.offset : end] |= alive.reshape(-1)
+
+    def _result(
+        self,
+        progress: float,
+        claim: _Claim,
+        entries: Sequence[Entry],
+        choice: Choice,
+        removed: Sequence[Tensor],
+        counts: dict[str, int],
+    ) -> StepResult:
+        total = self.setup.ledger.total(self.currency, sum(self.elements.values()))
+        offered = sum(entry.share * entry.cost for entry in entries)
+        coarsest = max((entry.unit_cost for entry in entries), default=0.0)
+        unmet = choice.unmet
+        if claim.amount >= 0 and claim.amount - offered > coarsest / 2 + 1e-6 * total:
+            unmet += claim.amount - offered
+        gone = [~kept for kept in choice.kept]
+        numbers = [int(torch.count_nonzero(part)) for part in gone]
+        changed = sum(
+            int(torch.count_nonzero(now != before))
+            for now, before in zip(gone, removed, strict=True)
+        )
+        achieved = self.setup.ledger.achieved(counts, self.elements)
+        return StepResult(
+            progress,
+            sum(numbers),
+            changed,
+            self.currency,
+            claim.target,
+            achieved,
+            unmet / total if total else 0.0,
+            self._reason(claim, achieved) if unmet > 0 else None,
+            tuple(
+                entry.weight.name
+                for entry, number in zip(entries, numbers, strict=True)
+                if number == entry.units.count
+            ),
+            {
+                entry.weight.name: number / max(1, entry.units.count)
+                for entry, number in zip(entries, numbers, strict=True)
+            },
+        )
+
+    def _reason(self, claim: _Claim, achieved: dict[str, float]) -> str:
+        """Say why a claim could not be met."""
+        granularity, context = self.technique.granularity, self.technique.context
+        causes = []
+        if granularity.kept is not None:
+            causes.append(f"{granularity} lets no more go")
+        if context.keep:
+            causes.append(f"every layer keeps {context.keep:g} of its units")
+        if context.allocation in ("uniform_plus", "given"):
+            causes.append(f"the allocation {context.allocation} spares some layers")
+        if context.pool == "groups":
+            causes.append("layers outside the groups stay dense")
+        return (
+            f"asked for {self.currency} {claim.target:.4g}, reached "
+            f"{achieved[self.currency]:.4g}: "
+            + (" and ".join(causes) or "the prunable layers hold no more")
+        )
+
+
+def _training_gradient(parameter: nn.Parameter, name: str) -> Tensor:
+    if parameter.grad is None:
+        raise SecateurError(
+            f"the criterion needs gradients and {name} has none: pass data=, or attach to the "
+            "optimiser and train (before zero_grad)"
+        )
+    return parameter.grad.detach()
+
+
+def _same_on_every_rank(kept: list[Tensor]) -> list[Tensor]:
+    """Let rank 0 decide, so that rounding on another rank cannot part the masks."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        for mask in kept:
+            distributed.broadcast(mask.view(torch.uint8), 0)
+    return kept

@@ -1,0 +1,183 @@
+"""Preparation: checks a request against a model before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import SecateurError
+from secateur.sparsify.budget import Budget, Ledger
+from secateur.sparsify.capabilities import lacks
+from secateur.sparsify.units import Units, check_blocks
+from secateur.structure import (
+    Flow,
+    PrunableWeight,
+    choose_weights,
+    find_weights,
+    observe,
+    trace_flow,
+)
+from secateur.structure.flow import Carrier, Reach
+from secateur.technique import Technique
+from secateur.technique.criteria.evidence import FROM_DATA, NEEDS
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A weight to prune: its units, and the vectors that go with its outputs."""
+
+    weight: PrunableWeight
+    units: Units
+    reach: Reach
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A request that can be carried out: what is pruned, for how much, and what was passed over."""
+
+    prunables: tuple[Prunable, ...]
+    budget: Budget | None
+    ledger: Ledger
+    passed_over: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+def prepare(
+    model: nn.Module,
+    technique: Technique,
+    budget: Budget | None,
+    include: str | Iterable[str] | None,
+    exclude: str | Iterable[str] | None,
+    example_inputs: tuple[Any, ...] | None,
+    data: Iterable[Any] | None,
+) -> Setup:
+    """Find what can be pruned and refuse, with the reason, what cannot be carried out."""
+    missing = lacks(technique)
+    if missing:
+        raise SecateurError(f"'{technique}' cannot run yet: it needs {'; '.join(missing)}")
+    _check_data(technique, data)
+    budget = _check_budget(technique, budget, example_inputs)
+    found = find_weights(model)
+    if not found.weights:
+        reasons = "".join(f"; {name}: {reason}" for name, reason in found.skipped[:3])
+        raise SecateurError(
+            f"{type(model).__name__} has no prunable layer (convolution, linear, embedding, "
+            f"attention or recurrent){reasons}"
+        )
+    chosen = choose_weights(found.weights, include, exclude)
+    if not chosen:
+        raise SecateurError(f"exclude={exclude!r} leaves no layer to prune")
+    passed_over = list(found.skipped)
+    notes: list[str] = []
+    flow = Flow()
+    if technique.granularity.whole_outputs or "norm_scale" in technique.criteria.needs:
+        flow = trace_flow(model, example_inputs)
+        if flow.problem:
+            notes.append(f"norms behind removed outputs were not found: {flow.problem}")
+    if technique.granularity.whole_outputs:
+        chosen = _spare_outputs(chosen, flow, include, passed_over)
+    for weight in chosen:
+        check_blocks(weight, technique.granularity)
+    carries = technique.granularity.whole_outputs or "norm_scale" in technique.criteria.needs
+    prunables = tuple(
+        Prunable(
+            weight,
+            Units.of(weight, technique.granularity),
+            _own_reach(weight, flow, chosen) if carries else Reach(),
+        )
+        for weight in chosen
+    )
+    _check_norms(technique, prunables)
+    ledger = Ledger.of(model)
+    if example_inputs is not None:
+        usage = observe(model, lambda: model(*example_inputs))
+        ledger = Ledger.of(model, usage.by_parameter, usage.macs)
+    return Setup(prunables, budget, ledger, tuple(passed_over), tuple(notes))
+
+
+def _check_data(technique: Technique, data: Iterable[Any] | None) -> None:
+    lacking = [need for need in technique.criteria.needs if need in FROM_DATA]
+    if lacking and data is None:
+        raise SecateurError(
+            f"the criterion '{technique.criteria}' needs {NEEDS[lacking[0]]}: pass data= (batches)"
+        )
+    if technique.context.allocation == "sensitivity" and data is None:
+        raise SecateurError(
+            f"the context '{technique.context}' measures the loss layer by layer: pass data= "
+            "(batches)"
+        )
+
+
+def _check_budget(
+    technique: Technique, budget: Budget | None, example_inputs: tuple[Any, ...] | None
+) -> Budget | None:
+    granularity = technique.granularity
+    if budget is None and granularity.block is not None and granularity.kept is not None:
+        return Budget("sparsity", 1 - granularity.kept / granularity.block)
+    if budget is None and technique.context.allocation != "given":
+        raise SecateurError(
+            "no budget: pass sparsity= (share that goes), or params=, macs= or bytes= (share that "
+            "stays)"
+        )
+    if budget is not None and budget.currency == "macs" and example_inputs is None:
+        raise SecateurError("a budget in macs needs example_inputs= to count them")
+    return budget
+
+
+def _spare_outputs(
+    chosen: tuple[PrunableWeight, ...],
+    flow: Flow,
+    include: str | Iterable[str] | None,
+    passed_over: list[tuple[str, str]],
+) -> tuple[PrunableWeight, ...]:
+    """Pass over weights whose outputs are the model's, unless asked for or nothing else is left."""
+    if include is not None:
+        return chosen
+    final = [weight for weight in chosen if flow.of(weight.parameter).to_output]
+    if len(final) == len(chosen):
+        return chosen
+    reason = "its outputs are the model's outputs; include= names it to prune them too"
+    passed_over += [(weight.name, reason) for weight in final]
+    return tuple(weight for weight in chosen if weight not in final)
+
+
+def _own_reach(weight: PrunableWeight, flow: Flow, chosen: tuple[PrunableWeight, ...]) -> Reach:
+    """Return the carriers that this weight's outputs, and no spared weight's, are carried by.
+
+    The carriers of a fused parameter's part are shifted to where its outputs start.
+    """
+    names = {other.parameter for other in chosen}
+    shared = {
+        (carrier.parameter, carrier.offset)
+        for name, reach in flow.reach.items()
+        if name not in names
+        for carrier in reach.carriers
+    }
+    start = weight.rows[0] if weight.rows is not None else 0
+    reach = flow.of(weight.parameter)
+    own = tuple(
+        Carrier(carrier.parameter, carrier.offset + start, carrier.scale)
+        for carrier in reach.carriers
+        if (carrier.parameter, carrier.offset) not in shared
+    )
+    return replace(reach, carriers=own)
+
+
+def _check_norms(technique: Technique, prunables: tuple[Prunable, ...]) -> None:
+    if "norm_scale" not in technique.criteria.needs:
+        return
+    bare = [
+        prunable.weight.name
+        for prunable in prunables
+        if not any(carrier.scale for carrier in prunable.reach.carriers)
+    ]
+    if bare:
+        shown = ", ".join(bare[:4]) + (", ..." if len(bare) > 4 else "")
+        raise SecateurError(
+            f"the criterion '{technique.criteria}' needs a norm with a scale behind every layer, "
+            f"and finds none behind {shown}; exclude them (or pass example_inputs= if the norm is "
+            "applied outside a module)"
+        )

@@ -1,0 +1,207 @@
+"""The Sparsifier: carries a technique out on a model, and keeps all state outside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.sparsify import updates
+from secateur.sparsify.attachment import Attachment
+from secateur.sparsify.budget import Budget, count_kept
+from secateur.sparsify.engine import Engine
+from secateur.sparsify.memory import Memory, initial_memory
+from secateur.sparsify.report import Report, make_report
+from secateur.sparsify.result import StepResult
+from secateur.sparsify.setup import prepare
+from secateur.sparsify.statistics import Loss
+from secateur.technique import Technique
+
+FORMAT = 1
+
+
+class Sparsifier:
+    """Prunes a model under a technique until a budget is reached.
+
+    ``sparsity`` is the share of the prunable weights that goes; ``params``, ``macs`` and ``bytes``
+    are shares of the model that stay. ``include`` and ``exclude`` are glob patterns over layer
+    names. ``example_inputs`` (positional arguments of the model) is needed for ``macs`` and finds
+    norms by export; ``data`` (batches) and ``loss`` serve criteria that ask for them. Weights whose
+    outputs are the model's outputs keep their filters unless ``include`` names them.
+
+    Raises SecateurError where the request cannot be carried out, with what to do instead.
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> sparsifier = Sparsifier(model, "weight | global | magnitude | one_shot", sparsity=0.5)
+    >>> sparsifier.step(1.0).achieved["sparsity"]
+    0.5
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        technique: Technique | str,
+        *,
+        sparsity: float | None = None,
+        params: float | None = None,
+        macs: float | None = None,
+        bytes: float | None = None,  # noqa: A002
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] | None = None,
+        example_inputs: tuple[Any, ...] | Tensor | None = None,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.technique = Technique.parse(technique) if isinstance(technique, str) else technique
+        self.model = unwrap(model)
+        inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+        budget = Budget.of(sparsity=sparsity, params=params, macs=macs, bytes=bytes)
+        self._setup = prepare(self.model, self.technique, budget, include, exclude, inputs, data)
+        self.budget = self._setup.budget
+        self._engine = Engine(self.model, self.technique, self._setup, data, loss, seed)
+        self._masks = self._engine.open_masks()
+        self._memory = initial_memory(self.model, self.technique, self._setup, seed)
+        self._attachment: Attachment | None = None
+        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        self._last: StepResult | None = None
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """Parameter name to boolean tensor, True where the entry is kept."""
+        return self._masks
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row per mask update: step, progress, target and achieved share in the currency."""
+        return self._memory.history
+
+    @property
+    def last_result(self) -> StepResult | None:
+        """The result of the latest mask update, None before the first."""
+        return self._last
+
+    def step(self, progress: float) -> StepResult:
+        """Claim the share of the budget that the schedule asks for at a progress in [0, 1].
+
+        Updates the masks, applies them, and says what was done; see ``StepResult``.
+        """
+        result = self._engine.update(self._masks, self._memory, progress)
+        self._refresh()
+        if result.changed and progress < 1:
+            optimizer = self._attachment.optimizer if self._attachment else None
+            updates.after_removal(self.model, self.technique.update, self._memory, optimizer)
+            if self._attachment is not None:
+                self._attachment.after_removal(self.technique.update, self._memory)
+        self.apply()
+        self._engine.remember(self._memory, result)
+        self._last = result
+        return result
+
+    def apply(self) -> None:
+        """Set the removed entries of the model's parameters to zero."""
+        with torch.no_grad():
+            for parameter, mask in self._pairs:
+                if mask.device != parameter.device:
+                    self._follow_devices()
+                    self.apply()
+                    return
+                parameter.mul_(mask)
+
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        *,
+        steps_per_epoch: int | None = None,
+        scheduler: Any = None,
+    ) -> None:
+        """Let the optimiser's own steps advance the schedule and re-apply the masks.
+
+        ``total_steps`` counts optimiser steps of the whole training. ``steps_per_epoch`` is needed
+        for schedules in epochs; ``scheduler`` (a learning-rate scheduler) is rewound with the
+        weights where the technique says so. After ``load_state_dict`` it goes on where it stopped.
+        """
+        if self._attachment is not None:
+            raise SecateurError("the sparsifier is attached already; call detach() first")
+        self._attachment = Attachment(self, optimizer, total_steps, steps_per_epoch, scheduler)
+        self._attachment.start(self._memory)
+
+    def detach(self) -> None:
+        """Stop following the optimiser; masks and weights stay as they are."""
+        if self._attachment is not None:
+            self._attachment.stop()
+            self._attachment = None
+
+    def report(self) -> Report:
+        """Return what is removed where, and what was passed over and why; it prints as a table."""
+        return make_report(self.technique, self._setup, self._masks, self._memory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all state, made of tensors and plain values only, to save beside the model's."""
+        return {
+            "format": FORMAT,
+            "technique": str(self.technique),
+            "budget": [self.budget.currency, self.budget.value] if self.budget else None,
+            "masks": {name: mask.clone() for name, mask in self._masks.items()},
+            "memory": self._memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; a state of another technique, budget or model is refused."""
+        try:
+            masks: dict[str, Tensor] = dict(state["masks"])
+            memory = Memory.from_state(state["memory"])
+            found = (state["format"], state["technique"], state["budget"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise SecateurError(f"this is not a sparsifier's state: {error!r} is wrong") from error
+        own = (FORMAT, str(self.technique), self.state_dict_budget())
+        for what, theirs, ours in zip(("format", "technique", "budget"), found, own, strict=True):
+            if theirs != ours:
+                raise SecateurError(f"the state has the {what} {theirs}, this sparsifier {ours}")
+        shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+        if shapes != {name: tuple(mask.shape) for name, mask in self._masks.items()}:
+            raise SecateurError("the state's masks do not fit this model: it belongs to another")
+        for name, mask in masks.items():
+            self._masks[name].copy_(mask)
+        self._memory = memory
+        self._refresh()
+
+    def state_dict_budget(self) -> list[Any] | None:
+        """Return the budget as it stands in a saved state."""
+        return [self.budget.currency, self.budget.value] if self.budget else None
+
+    def _refresh(self) -> None:
+        """List the parameters that have something removed, with masks ready to multiply by.
+
+        A product with bytes is twice as fast as one with booleans; the memory is shared.
+        """
+        parameters = dict(self.model.named_parameters())
+        kept = count_kept(self._masks)
+        self._pairs = [
+            (parameters[name], mask.view(torch.uint8))
+            for name, mask in self._masks.items()
+            if kept[name] < mask.numel()
+        ]
+
+    def _follow_devices(self) -> None:
+        """Bring the masks to where the parameters are, after the model has moved."""
+        parameters = dict(self.model.named_parameters())
+        for name in self._masks:
+            self._masks[name] = self._masks[name].to(parameters[name].device)
+        self._refresh()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's own module from under DistributedDataParallel, DataParallel or compile."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        else:
+            inner = getattr(model, "_orig_mod", None)
+            if not isinstance(inner, nn.Module):
+                return model
+            model = inner

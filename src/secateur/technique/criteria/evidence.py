@@ -1,0 +1,50 @@
+"""Evidence: all that can be known of a weight when it is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEEDS: dict[str, str] = {
+    "saved": "the weights as they were at the start, or at the step they are rewound to",
+    "previous": "the weights as they were at the previous mask update",
+    "gradient": "the mean gradient of the loss",
+    "fisher": "the mean squared gradient of the loss, one example at a time",
+    "hessian": "the diagonal of the loss's second derivatives (Hutchinson's estimate)",
+    "input_norm": "the L2 norm of each input channel over the data",
+    "output_taylor": "the mean over examples of |sum over positions of output * its gradient|",
+    "norm_scale": "the scale of the norm that follows the layer, found by data flow",
+}
+"""What a criterion may ask for beside the weight itself."""
+
+FROM_DATA = frozenset({"fisher", "hessian", "input_norm", "output_taylor"})
+"""The needs that only a pass over data can fill (a gradient may also come from training)."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one weight, in the layout [groups, outputs, inputs, *kernel].
+
+    Every tensor but ``weight`` is there only if the criterion declared that it needs it; those of
+    a channel (``input_norm``, ``output_taylor``, ``norm_scale``) have extent 1 on the other axes.
+    """
+
+    weight: Tensor
+    saved: Tensor | None = None
+    previous: Tensor | None = None
+    gradient: Tensor | None = None
+    fisher: Tensor | None = None
+    hessian: Tensor | None = None
+    input_norm: Tensor | None = None
+    output_taylor: Tensor | None = None
+    norm_scale: Tensor | None = None
+    generator: torch.Generator | None = None
+
+    def get(self, need: str) -> Tensor:
+        """Return one piece of evidence, which the engine has made sure is there."""
+        value: Tensor | None = getattr(self, need)
+        if value is None:
+            raise LookupError(f"the criterion uses '{need}' without declaring that it needs it")
+        return value

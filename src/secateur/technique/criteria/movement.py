@@ -1,0 +1,65 @@
+"""Criteria that look at how far weights have moved (thesis, B.2).
+
+``w0`` is the weight saved at the start or at the step of a rewind, ``w-`` the weight at the
+previous mask update. Two names were used for different things: the paper's mov_large_final is
+|w (w - w0)|, which its toolbox called movmag; the paper's mov_mag is ||w| - |w0||. Here both carry
+the paper's names, and movmag means what the toolbox computed.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateur.technique.criteria.evidence import Evidence
+from secateur.technique.criteria.record import criterion
+
+_ZHOU = "Zhou et al. 2019"
+_HUBENS = "Hubens et al. 2022"
+
+
+@criterion("magnitude_increase", summary="|w| - |w0|", source=_ZHOU, needs=("saved",))
+def magnitude_increase(evidence: Evidence) -> Tensor:
+    """Return |w| - |w0|."""
+    return evidence.weight.abs() - evidence.get("saved").abs()
+
+
+@criterion("movement", summary="|w - w0|", source=_ZHOU, needs=("saved",))
+def movement(evidence: Evidence) -> Tensor:
+    """Return |w - w0|."""
+    return (evidence.weight - evidence.get("saved")).abs()
+
+
+@criterion(
+    "mov_large_final",
+    summary="|w (w - w0)|",
+    source=_HUBENS,
+    needs=("saved",),
+    aliases=("movmag",),
+)
+def mov_large_final(evidence: Evidence) -> Tensor:
+    """Return |w (w - w0)|."""
+    return (evidence.weight * (evidence.weight - evidence.get("saved"))).abs()
+
+
+@criterion("mov_mag", summary="||w| - |w0||", source=_HUBENS, needs=("saved",))
+def mov_mag(evidence: Evidence) -> Tensor:
+    """Return ||w| - |w0||."""
+    return (evidence.weight.abs() - evidence.get("saved").abs()).abs()
+
+
+@criterion("updating_magnitude_increase", summary="|w| - |w-|", source=_HUBENS, needs=("previous",))
+def updating_magnitude_increase(evidence: Evidence) -> Tensor:
+    """Return |w| - |w-|."""
+    return evidence.weight.abs() - evidence.get("previous").abs()
+
+
+@criterion("updating_movement", summary="|w - w-|", source=_HUBENS, needs=("previous",))
+def updating_movement(evidence: Evidence) -> Tensor:
+    """Return |w - w-|."""
+    return (evidence.weight - evidence.get("previous")).abs()
+
+
+@criterion("updating_movmag", summary="|w (w - w-)|", source=_HUBENS, needs=("previous",))
+def updating_movmag(evidence: Evidence) -> Tensor:
+    """Return |w (w - w-)|."""
+    return (evidence.weight * (evidence.weight - evidence.get("previous"))).abs()

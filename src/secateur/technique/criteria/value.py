@@ -1,0 +1,120 @@
+"""The criteria axis as a value: a named criterion with its settings, or a modifier around one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.errors import SecateurError, suggestion
+from secateur.technique.criteria.record import CRITERIA, MODIFIERS, NORMALIZERS, REDUCERS
+from secateur.technique.syntax import Call, format_call, parse_call
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Why a unit survives: ``magnitude(reduce=l2)`` or ``variety(movement, gamma=2)``.
+
+    ``reduce`` turns the scores of a unit's weights into one, ``normalize`` makes layers
+    comparable; ``inner`` holds the criterion that a modifier wraps.
+
+    >>> Criterion.parse("large_final") == Criterion.parse("magnitude")
+    True
+    """
+
+    name: str = "magnitude"
+    parameters: tuple[tuple[str, Any], ...] = ()
+    reduce: str | None = None
+    normalize: str | None = None
+    inner: Criterion | None = None
+
+    def __post_init__(self) -> None:
+        modifies = self.inner is not None
+        record: Any = MODIFIERS.get(self.name) if modifies else CRITERIA.get(self.name)
+        object.__setattr__(self, "name", record.name)
+        defaults = dict(record.parameters)
+        given = dict(self.parameters)
+        for key in given:
+            if key not in defaults:
+                accepted = [*defaults, "normalize", *([] if modifies else ["reduce"])]
+                raise SecateurError(f"'{self.name}' has no '{key}': {suggestion(key, accepted)}")
+        complete = {key: given.get(key, default) for key, default in defaults.items()}
+        object.__setattr__(self, "parameters", tuple(complete.items()))
+        if self.normalize is not None:
+            NORMALIZERS.get(self.normalize)
+        if self.reduce is not None:
+            self._check_reducer(record.level if not modifies else "modifier")
+
+    def _check_reducer(self, level: str) -> None:
+        if level != "weight":
+            raise SecateurError(
+                f"'{self.name}' scores whole units: reduce={self.reduce} has nothing to reduce"
+            )
+        REDUCERS.get(self.reduce or "")
+
+    @classmethod
+    def parse(cls, text: str) -> Criterion:
+        """Read a criterion; raise SecateurError with what is accepted."""
+        return cls.from_call(parse_call(text, "criterion"))
+
+    @classmethod
+    def from_call(cls, call: Call) -> Criterion:
+        """Build a criterion from a parsed call."""
+        if call.name not in CRITERIA and call.name not in MODIFIERS:
+            names = [n for r in (*CRITERIA, *MODIFIERS) for n in (r.name, *r.aliases)]
+            raise SecateurError(f"unknown criterion '{call.name}': {suggestion(call.name, names)}")
+        settings: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key, value in call.keywords:
+            word = value.name if isinstance(value, Call) and not value.arguments else value
+            (settings if key in ("reduce", "normalize") else own)[key] = word
+        if call.name in MODIFIERS:
+            if len(call.arguments) != 1 or not isinstance(call.arguments[0], Call):
+                raise SecateurError(
+                    f"'{call.name}' wraps a criterion: write {call.name}(magnitude)"
+                )
+            settings["inner"] = cls.from_call(call.arguments[0])
+        elif call.arguments:
+            raise SecateurError(
+                f"'{call.name}' takes key=value only; just modifiers wrap: "
+                f"{', '.join(record.name for record in MODIFIERS)}"
+            )
+        return cls(call.name, tuple(own.items()), **settings)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the criterion must be told beside the weight."""
+        if self.inner is not None:
+            return self.inner.needs
+        return CRITERIA.get(self.name).needs
+
+    @property
+    def plain(self) -> bool:
+        """Whether scores depend on nothing but this weight, so that a pass per weight suffices."""
+        return self.inner is None and CRITERIA.get(self.name).level == "weight"
+
+    def words(self) -> str:
+        """Say in words what is scored."""
+        if self.inner is not None:
+            said = f"{MODIFIERS.get(self.name).summary}, on top of: {self.inner.words()}"
+        else:
+            record = CRITERIA.get(self.name)
+            said = record.summary
+            if record.level == "weight":
+                said += f"; of a unit, {REDUCERS.get(self.reduce or record.reduce).summary}"
+        if self.normalize:
+            said += f"; scores of a layer {NORMALIZERS.get(self.normalize).summary}"
+        return said
+
+    def __str__(self) -> str:
+        record: Any = MODIFIERS.get(self.name) if self.inner else CRITERIA.get(self.name)
+        defaults = dict(record.parameters)
+        keywords: dict[str, Any] = {
+            key: Call(value) if isinstance(value, str) and value.isidentifier() else value
+            for key, value in self.parameters
+            if value != defaults[key]
+        }
+        for key in ("reduce", "normalize"):
+            if getattr(self, key) is not None:
+                keywords[key] = Call(getattr(self, key))
+        arguments = (Call(str(self.inner)),) if self.inner else ()
+        return format_call(self.name, arguments, keywords)

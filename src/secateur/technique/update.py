@@ -1,0 +1,94 @@
+"""Update: what becomes of the removed weights, of the survivors and of the optimiser's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.errors import SecateurError, suggestion
+from secateur.technique.syntax import Call, format_call, parse_call
+
+SURVIVORS: dict[str, str] = {
+    "keep": "survivors keep their values",
+    "rewind": "after each removal, survivors return to their values at a training step",
+    "reinitialise": "after each removal, survivors get fresh initial values",
+    "compensate": "survivors are changed to make up for what was removed",
+}
+REMOVED: dict[str, str] = {
+    "frozen": "removed weights are zero and stay zero",
+    "learning": "removed weights are zeroed at each update and learn on in between",
+    "straight_through": "removed weights are zero in the forward pass and learn all the same",
+}
+OPTIMIZER: dict[str, str] = {
+    "keep": "the optimiser keeps its state",
+    "reset": "the optimiser's state is cleared after each removal",
+    "rewind": "the optimiser's state and learning rate return with the survivors",
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What happens at each removal, beside the removal.
+
+    ``step`` is the optimiser step that ``rewind`` returns to.
+
+    >>> str(Update.parse("rewind(step=500, optimizer=reset)"))
+    'rewind(step=500, optimizer=reset)'
+    """
+
+    survivors: str = "keep"
+    step: int | None = None
+    removed: str = "frozen"
+    optimizer: str = "keep"
+
+    def __post_init__(self) -> None:
+        for value, accepted, what in (
+            (self.survivors, SURVIVORS, "update"),
+            (self.removed, REMOVED, "fate of removed weights"),
+            (self.optimizer, OPTIMIZER, "fate of the optimiser's state"),
+        ):
+            if value not in accepted:
+                raise SecateurError(f"unknown {what} '{value}': {suggestion(value, accepted)}")
+        if self.survivors == "rewind" and self.step is None:
+            object.__setattr__(self, "step", 0)
+        if self.step is not None and (
+            self.survivors != "rewind" or not isinstance(self.step, int) or self.step < 0
+        ):
+            raise SecateurError(f"update {self.survivors}: step={self.step} has no meaning here")
+        if self.optimizer == "rewind" and self.survivors != "rewind":
+            raise SecateurError("optimizer=rewind goes with rewind(step=...) only")
+
+    @classmethod
+    def parse(cls, text: str) -> Update:
+        """Read ``keep``, ``rewind(step=500)``, ``keep(optimizer=reset)``."""
+        return cls.from_call(parse_call(text, "update"))
+
+    @classmethod
+    def from_call(cls, call: Call) -> Update:
+        """Build an update from a parsed call."""
+        if call.name not in SURVIVORS:
+            raise SecateurError(f"unknown update '{call.name}': {suggestion(call.name, SURVIVORS)}")
+        accepted = ("step", "removed", "optimizer")
+        found: dict[str, Any] = {}
+        for key, value in (*zip(accepted, call.arguments, strict=False), *call.keywords):
+            if key not in accepted:
+                raise SecateurError(f"update has no '{key}': {suggestion(key, accepted)}")
+            found[key] = value.name if isinstance(value, Call) else value
+        return cls(call.name, **found)
+
+    def words(self) -> str:
+        """Say in words what happens."""
+        said = SURVIVORS[self.survivors]
+        if self.step is not None:
+            said += f" (step {self.step})"
+        return f"{REMOVED[self.removed]}; {said}; {OPTIMIZER[self.optimizer]}"
+
+    def __str__(self) -> str:
+        keywords: dict[str, Any] = {}
+        if self.step is not None:
+            keywords["step"] = self.step
+        if self.removed != "frozen":
+            keywords["removed"] = Call(self.removed)
+        if self.optimizer != "keep":
+            keywords["optimizer"] = Call(self.optimizer)
+        return format_call(self.survivors, (), keywords)

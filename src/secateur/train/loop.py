@@ -1,0 +1,173 @@
+"""The training loop on Accelerate: one phase, resumable after any optimiser step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import accelerate
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from secateur.sparsify import Sparsifier
+from secateur.train.checkpoint import random_state, restore_random_state
+from secateur.train.data import Data, collate
+from secateur.train.settings import Settings
+from secateur.train.watch import Watcher
+
+_WARM_UP = 0.25
+_WEIGHT_DECAY = 0.01
+
+
+@dataclass
+class Progress:
+    """How far a phase has come: the step within the run, the open epoch's sums, the curves."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    curves: list[dict[str, float]] = field(default_factory=list)
+
+
+class Phase:
+    """Trains one network for the epochs of the settings, with or without a sparsifier."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        data: Data,
+        model: nn.Module,
+        accelerator: Any,
+        make_sparsifier: Callable[[nn.Module], Sparsifier] | None = None,
+    ) -> None:
+        accelerate.utils.set_seed(settings.seed)
+        self.name = name
+        self.settings = settings
+        self.data = data
+        self.accelerator = accelerator
+        train = DataLoader(data.train, settings.batch_size, shuffle=True, collate_fn=collate)
+        valid = DataLoader(data.valid, 4 * settings.batch_size, collate_fn=collate)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.rate, weight_decay=_WEIGHT_DECAY
+        )
+        self.model, self.optimizer, self.train, self.valid = accelerator.prepare(
+            model, optimizer, train, valid
+        )
+        self.network: nn.Module = accelerator.unwrap_model(self.model)
+        self.total = settings.epochs * len(self.train)
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer.optimizer, settings.rate, max(2, self.total), pct_start=_WARM_UP
+        )
+        self.sparsifier = make_sparsifier(self.network) if make_sparsifier else None
+        self.progress = Progress()
+        self._random: Mapping[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is needed to go on after the last optimiser step."""
+        return {
+            "name": self.name,
+            "model": {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()},
+            "optimizer": self.optimizer.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "sparsifier": self.sparsifier.state_dict() if self.sparsifier else None,
+            "step": self.progress.step,
+            "loss_sum": self.progress.loss_sum,
+            "curves": copy.deepcopy(self.progress.curves),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; training goes on with the same batches and random numbers."""
+        self.network.load_state_dict(state["model"])
+        self.optimizer.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.sparsifier is not None:
+            self.sparsifier.load_state_dict(state["sparsifier"])
+        self.progress = Progress(state["step"], state["loss_sum"], list(state["curves"]))
+        self._random = state["random"]
+
+    def run(self, watcher: Watcher) -> Iterator[int]:
+        """Train to the end, yielding the number of steps done after each step and each epoch.
+
+        At a yield the state is whole, so that it can be saved and the training left.
+        """
+        per_epoch = len(self.train)
+        if self.sparsifier is not None:
+            self.sparsifier.attach(
+                self.optimizer, self.total, steps_per_epoch=per_epoch, scheduler=self.scheduler
+            )
+        watcher.begin(self.name, self.total, self.progress.step)
+        while self.progress.step < self.total:
+            for images, labels in self._rest_of_epoch(per_epoch):
+                loss = self._step(images, labels)
+                self.progress.loss_sum += loss
+                self.progress.step += 1
+                watcher.step(self.name, loss, self._achieved())
+                if self.progress.step % per_epoch == 0:
+                    self._close_epoch(per_epoch, watcher)
+                yield self.progress.step
+        if self.sparsifier is not None:
+            self.sparsifier.detach()
+        watcher.end(self.name)
+
+    def evaluate(self) -> tuple[float, float]:
+        """Return accuracy (a fraction) and mean loss on the validation images."""
+        self.model.eval()
+        losses: list[Tensor] = []
+        hits: list[Tensor] = []
+        with torch.no_grad():
+            for images, labels in self.valid:
+                outputs = self.model(images).float()
+                loss = functional.cross_entropy(outputs, labels, reduction="none")
+                hit = (outputs.argmax(1) == labels).float()
+                loss, hit = self.accelerator.gather_for_metrics((loss, hit))
+                losses.append(loss)
+                hits.append(hit)
+        return float(torch.cat(hits).mean()), float(torch.cat(losses).mean())
+
+    def _rest_of_epoch(self, per_epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the batches of the open epoch that have not been trained on."""
+        epoch, done = divmod(self.progress.step, per_epoch)
+        self.data.train.set_epoch(epoch)
+        loader = accelerate.skip_first_batches(self.train, done) if done else self.train
+        for each in (self.train, loader):
+            each.set_epoch(epoch)
+            # Accelerate counts epochs by itself; a resumed run has to be told.
+            each.iteration = epoch
+        for batch in loader:
+            if self._random is not None:
+                restore_random_state(self._random)
+                self._random = None
+            yield batch
+
+    def _step(self, images: Tensor, labels: Tensor) -> float:
+        self.model.train()
+        self.optimizer.zero_grad()
+        with self.accelerator.autocast():
+            loss = functional.cross_entropy(self.model(images), labels)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.scheduler.step()
+        return float(loss.detach())
+
+    def _achieved(self) -> float | None:
+        if self.sparsifier is None:
+            return None
+        history = self.sparsifier.history
+        return history[-1]["achieved"] if history else 0.0
+
+    def _close_epoch(self, per_epoch: int, watcher: Watcher) -> None:
+        accuracy, loss = self.evaluate()
+        row = {
+            "epoch": float(self.progress.step // per_epoch),
+            "train_loss": self.progress.loss_sum / per_epoch,
+            "valid_loss": loss,
+            "valid_accuracy": accuracy,
+        }
+        self.progress.loss_sum = 0.0
+        self.progress.curves.append(row)
+        watcher.epoch(self.name, row)

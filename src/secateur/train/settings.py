@@ -1,0 +1,93 @@
+"""The settings of one compression run, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import SecateurError
+from secateur.sparsify import Budget, lacks
+from secateur.technique import Technique
+from secateur.technique.catalogue import find_technique
+
+DEFAULT_TECHNIQUE = "weight | global | magnitude | one_cycle"
+DEFAULT_SPARSITY = 0.9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``secateur compress`` is asked to do; every field has a sensible default.
+
+    ``technique`` is a technique's text or a name of the catalogue; at most one of ``sparsity``
+    (share that goes), ``params``, ``macs`` and ``bytes`` (shares that stay) is given. ``weights``
+    is a safetensors file to start from; with it, or ``pretrained``, the network is fine-tuned and
+    compared with what it was; without, with the same network trained dense.
+    """
+
+    model: str = "cnn"
+    data: str = "digits"
+    technique: str = DEFAULT_TECHNIQUE
+    sparsity: float | None = None
+    params: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float | None = None
+    seed: int = 0
+    size: int | None = None
+    limit: int | None = None
+    weights: str | None = None
+    pretrained: bool = False
+    baseline: bool = True
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise SecateurError(f"{name.replace('_', ' ')} is {value}: expected at least 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 10:
+            raise SecateurError(f"learning rate is {self.learning_rate}: expected 0 < rate <= 10")
+        if self.weights and self.pretrained:
+            raise SecateurError("give weights or pretrained, not both")
+        technique = find_technique(self.technique)
+        missing = lacks(technique)
+        if missing:
+            raise SecateurError(f"'{self.technique}' cannot run yet: it needs {'; '.join(missing)}")
+        Budget.of(**self._given())
+
+    def _given(self) -> dict[str, float | None]:
+        return {name: getattr(self, name) for name in ("sparsity", "params", "macs", "bytes")}
+
+    @property
+    def found_technique(self) -> Technique:
+        """The technique that the text names."""
+        return find_technique(self.technique)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the run starts from trained weights."""
+        return bool(self.weights) or self.pretrained
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate: as given, else 2e-3 from scratch and 5e-4 for fine-tuning."""
+        return self.learning_rate or (5e-4 if self.tunes else 2e-3)
+
+    def budget(self) -> dict[str, float]:
+        """Return the budget as the Sparsifier's keyword, sparsity 0.9 where none is asked."""
+        given = {name: value for name, value in self._given().items() if value is not None}
+        technique = self.found_technique
+        implied = technique.granularity.block is not None or technique.context.given
+        return given if given or implied else {"sparsity": DEFAULT_SPARSITY}
+
+    def fingerprint(self, digest: str) -> dict[str, Any]:
+        """Return what must be equal for a run to be continued; ``digest`` stands for the data."""
+        settings: dict[str, Any] = asdict(self)
+        settings["technique"] = str(self.found_technique)
+        settings["data"] = digest
+        settings["weights"] = Path(self.weights).name if self.weights else None
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}

@@ -1,0 +1,213 @@
+"""Which parameters are prunable weights, and the common layout in which they are seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import NETWORKS
+from torch import nn
+
+from secateur import SecateurError, Sparsifier
+from secateur.structure import choose_weights, find_weights
+from secateur.structure.weights import PrunableWeight
+
+
+def weights_of(model: nn.Module) -> dict[str, PrunableWeight]:
+    return {weight.name: weight for weight in find_weights(model).weights}
+
+
+SHAPES = {
+    "linear": (nn.Linear(5, 7), (1, 7, 5)),
+    "conv1d": (nn.Conv1d(4, 6, 5), (1, 6, 4, 5)),
+    "conv2d": (nn.Conv2d(4, 6, (3, 5)), (1, 6, 4, 3, 5)),
+    "conv3d": (nn.Conv3d(4, 6, (2, 3, 5)), (1, 6, 4, 2, 3, 5)),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2), (2, 3, 2, 3, 3)),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4), (4, 2, 1, 3, 3)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3), (1, 6, 4, 3, 3)),
+    "transposed1d": (nn.ConvTranspose1d(4, 6, 3), (1, 6, 4, 3)),
+    "transposed3d": (nn.ConvTranspose3d(4, 6, 3), (1, 6, 4, 3, 3, 3)),
+    "grouped_transposed": (nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 3, 2, 3, 3)),
+    "embedding": (nn.Embedding(11, 3), (1, 3, 11)),
+    "embedding_bag": (nn.EmbeddingBag(11, 3), (1, 3, 11)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_layout_is_groups_outputs_inputs_kernel_and_shares_memory(name: str) -> None:
+    module, shape = SHAPES[name]
+    (weight,) = find_weights(module).weights
+    view = weight.view(module.weight.detach())
+    assert weight.shape == tuple(view.shape) == shape
+    assert view.untyped_storage().data_ptr() == module.weight.untyped_storage().data_ptr()
+    assert weight.numel == module.weight.numel()
+    assert len(weight.axes) == len(shape)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_an_output_in_the_layout_is_the_output_of_the_convolution(
+    kind: type[nn.Conv2d], groups: int
+) -> None:
+    module = kind(4, 6, 3, groups=groups)
+    (weight,) = find_weights(module).weights
+    view = weight.view(module.weight.detach())
+    view[0, 1] = 0
+    weight.view_outputs(module.bias.detach())[0, 1] = 0
+    zero = module(torch.randn(2, 4, 9, 9)).abs().amax((0, 2, 3)) == 0
+    assert torch.nonzero(zero).flatten().tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_an_input_in_the_layout_is_the_input_of_the_convolution(kind: type[nn.Conv2d]) -> None:
+    module = kind(4, 6, 3, groups=2)
+    (weight,) = find_weights(module).weights
+    weight.view(module.weight.detach())[1, :, 0] = 0
+    x = torch.randn(1, 4, 9, 9)
+    changed = x.clone()
+    changed[:, 2] += 1
+    assert torch.equal(module(x), module(changed))
+
+
+def test_a_packed_attention_is_parted_into_q_k_and_v() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    found = weights_of(nn.ModuleDict({"attention": attention}))
+    assert list(found) == [
+        *(f"attention.in_proj_weight[{part}]" for part in "qkv"), "attention.out_proj.weight",
+    ]  # fmt: skip
+    stored = attention.in_proj_weight.detach()
+    for place, part in enumerate("qkv"):
+        weight = found[f"attention.in_proj_weight[{part}]"]
+        assert weight.shape == (1, 8, 8)
+        assert weight.biases == ("attention.in_proj_bias",)
+        assert torch.equal(weight.view(stored)[0], stored[8 * place : 8 * place + 8])
+        assert weight.view(stored).data_ptr() == stored[8 * place].data_ptr()
+
+
+def test_an_attention_with_widths_of_its_own_has_three_weights() -> None:
+    found = weights_of(nn.MultiheadAttention(8, 2, kdim=5, vdim=3))
+    shapes = {name: weight.shape for name, weight in found.items()}
+    assert shapes == {
+        "q_proj_weight": (1, 8, 8), "k_proj_weight": (1, 8, 5), "v_proj_weight": (1, 8, 3),
+        "out_proj.weight": (1, 8, 8),
+    }  # fmt: skip
+
+
+def test_the_bias_of_an_unpacked_attention_goes_with_its_outputs() -> None:
+    attention = nn.MultiheadAttention(8, 2, kdim=5, vdim=3)
+    nn.init.normal_(attention.in_proj_bias)
+    sparsifier = Sparsifier(
+        attention, "filter | local | magnitude | one_shot", sparsity=0.5, include="*_proj_weight"
+    )
+    sparsifier.step(1.0)
+    for place, part in enumerate("qkv"):
+        removed = ~sparsifier.masks[f"{part}_proj_weight"].any(1)
+        bias = attention.in_proj_bias[8 * place : 8 * place + 8]
+        assert int(removed.sum()) == 4
+        assert torch.equal(bias == 0, removed)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_are_parted_into_their_gates(kind: type[nn.RNNBase], gates: int) -> None:
+    module = kind(5, 6, num_layers=2, bidirectional=True)
+    found = find_weights(module).weights
+    assert len(found) == gates * 2 * 2 * 2
+    assert {weight.parameter for weight in found} == {
+        name for name, _ in module.named_parameters() if name.startswith("weight")
+    }
+    assert sum(weight.numel for weight in found) == sum(
+        parameter.numel() for name, parameter in module.named_parameters() if "weight" in name
+    )
+    first = found[0]
+    assert first.shape == (1, 6, 5)
+    assert first.biases == ("bias_ih_l0",)
+
+
+def test_hugging_faces_conv1d_stores_inputs_first() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    module = conv1d(6, 4)
+    (weight,) = find_weights(module).weights
+    assert weight.shape == (1, 6, 4)
+    assert weight.biases == ("bias",)
+    weight.view(module.weight.detach())[0, 2] = 0
+    assert torch.nonzero((module(torch.randn(3, 4)) == 0).all(0)).flatten().tolist() == [2]
+
+
+def test_tied_weights_appear_once_under_the_models_name() -> None:
+    embedding, head = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
+    head.weight = embedding.weight
+    found = weights_of(nn.ModuleDict({"embedding": embedding, "head": head}))
+    assert list(found) == ["embedding.weight"]
+    assert found["embedding.weight"].shape == (1, 4, 10)
+
+
+def test_a_computed_weight_is_passed_over_with_the_reason() -> None:
+    model = nn.Sequential(
+        torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2)
+    )
+    found = find_weights(model)
+    assert [weight.name for weight in found.weights] == ["1.weight"]
+    ((name, reason),) = found.skipped
+    assert name == "0.weight"
+    assert "computed" in reason
+
+
+def test_a_model_of_computed_weights_only_is_refused_with_the_reason() -> None:
+    model = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with pytest.raises(SecateurError, match="computed"):
+        Sparsifier(model, "weight | global | magnitude | one_shot", sparsity=0.5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_with_a_matrix_is_found_once(name: str) -> None:
+    model = NETWORKS[name]()
+    expected = {n: p.numel() for n, p in model.named_parameters() if p.dim() > 1}
+    found: dict[str, int] = {}
+    for weight in find_weights(model).weights:
+        found[weight.parameter] = found.get(weight.parameter, 0) + weight.numel
+    assert found == expected
+
+
+def test_patterns_choose_by_name_parameter_or_module() -> None:
+    found = find_weights(NETWORKS["transformer"]()).weights
+    assert [w.name for w in choose_weights(found, include="up")] == ["up.weight"]
+    assert [w.name for w in choose_weights(found, include="*in_proj*")] == [
+        f"attention.in_proj_weight[{part}]" for part in "qkv"
+    ]
+    kept = choose_weights(found, exclude=["attention*", "head"])
+    assert [w.name for w in kept] == ["up.weight", "down.weight"]
+    assert [w.name for w in choose_weights(found, ["up", "down"], "down.*")] == ["up.weight"]
+
+
+@pytest.mark.parametrize("where", ["include", "exclude"])
+def test_a_pattern_without_match_names_what_is_near(where: str) -> None:
+    found = find_weights(NETWORKS["transformer"]()).weights
+    with pytest.raises(SecateurError, match=r"'upp'.*did you mean up\?") as error:
+        choose_weights(found, **{where: ["upp"]})
+    assert "\n" not in str(error.value)
+
+
+class _Apart(nn.Module):
+    """Three projections in layers of their own, which an attention would fuse."""
+
+    def __init__(self, fused: nn.MultiheadAttention) -> None:
+        super().__init__()
+        for label, weight in zip("qkv", fused.in_proj_weight.detach().chunk(3), strict=True):
+            layer = nn.Linear(weight.shape[1], weight.shape[0])
+            layer.weight.data.copy_(weight)
+            setattr(self, label, layer)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter", "shared_kernel", "2:4", "(o 2) (i 2)"])
+@pytest.mark.parametrize("context", ["local", "global"])
+def test_a_fused_projection_is_pruned_like_three_layers(granularity: str, context: str) -> None:
+    torch.manual_seed(0)
+    fused = nn.MultiheadAttention(8, 2)
+    fused.in_proj_weight.data[8:16] *= 3
+    apart = _Apart(fused)
+    technique = f"{granularity} | {context} | magnitude | one_shot"
+    one = Sparsifier(fused, technique, sparsity=0.4, include="in_proj_weight")
+    three = Sparsifier(apart, technique, sparsity=0.4)
+    one.step(1.0), three.step(1.0)
+    expected = torch.cat([three.masks[f"{label}.weight"] for label in "qkv"])
+    assert torch.equal(one.masks["in_proj_weight"], expected)
+    assert not bool(expected.all())

@@ -1,0 +1,286 @@
+"""What every criterion must stand, whoever wrote it: ``CriterionTester``.
+
+A criterion gets all of it by being in the registry. The product of criteria, granularities,
+contexts and dtypes is sampled so that every pair of values of any two of them occurs at least once
+(``pairwise``); each case then runs on random and on constant weights, with empty, partial and full
+budgets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.sparsify.allocation import Layer, shares
+from secateur.sparsify.plan import Choice, Entry, choose
+from secateur.sparsify.scoring import score_units
+from secateur.sparsify.units import Units
+from secateur.structure import PrunableWeight, find_weights
+from secateur.technique import Criterion, Evidence, Technique
+from secateur.technique.criteria import CRITERIA, MODIFIERS
+
+GRANULARITIES = (
+    "weight",
+    "filter",
+    "kernel",
+    "shared_kernel",
+    "row",
+    "(o 3) (i 2)",
+    "layer",
+    "2:4(remainder=keep)",
+)
+CONTEXTS = ("local", "global", "row", "local(erk)", "isomorphic")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+BUDGETS = (0.0, 0.37, 1.0)
+
+
+def every_criterion() -> list[str]:
+    """Every registered criterion, and every modifier in all its variants around one."""
+    wrapped = [f"{record.name}(magnitude)" for record in MODIFIERS]
+    variety = ["pairwise, similarity=distance", "candidates", "reweighted"]
+    wrapped += [f"variety(magnitude, variant={variant})" for variant in variety]
+    wrapped += ["negate(random)", "variety(negate(movement), normalize=rank)"]
+    return [record.name for record in CRITERIA] + wrapped
+
+
+def pairwise(
+    axes: Sequence[Sequence[Any]], allowed: Callable[..., bool] = lambda *_: True
+) -> list[tuple[Any, ...]]:
+    """Sample a product so that every allowed pair of values of two axes occurs; deterministic.
+
+    Candidates that cover the most new pairs are taken first.
+    """
+    product = [case for case in itertools.product(*axes) if allowed(*case)]
+    # A stride coprime to the length keeps neighbours in the product apart.
+    stride = next(n for n in range(101, 10_000) if _coprime(n, len(product)))
+    product = [product[place * stride % len(product)] for place in range(len(product))]
+    covered: set[tuple[Any, ...]] = set()
+    taken = []
+    for fresh in range(len(axes) * (len(axes) - 1) // 2, 0, -1):
+        for case in product:
+            new = pairs_of(case) - covered
+            if len(new) >= fresh:
+                covered |= new
+                taken.append(case)
+    return taken
+
+
+def pairs_of(case: tuple[Any, ...]) -> set[tuple[Any, ...]]:
+    """The pairs of values that a case covers."""
+    return set(itertools.combinations(enumerate(case), 2))
+
+
+def _coprime(first: int, second: int) -> bool:
+    while second:
+        first, second = second, first % second
+    return first == 1
+
+
+def tiny_model() -> nn.Sequential:
+    """A plain, a grouped and a depthwise convolution, and a linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(8, 12, 3, groups=2),
+        nn.Conv2d(12, 12, (3, 1), groups=12),
+        nn.Flatten(),
+        nn.Linear(12, 10),
+    )
+
+
+def full_evidence(
+    weight: PrunableWeight, dtype: torch.dtype, constant: bool = False, seed: int = 0
+) -> Evidence:
+    """Everything that can be known of a weight, made up; with ``constant``, all of it the same."""
+    generator = torch.Generator().manual_seed(seed)
+    groups, outputs, inputs, *kernel = weight.shape
+    ones = [1] * len(kernel)
+
+    def tensor(*shape: int) -> Tensor:
+        values = torch.full(shape, 0.5) if constant else torch.randn(shape, generator=generator)
+        return values.to(dtype)
+
+    return Evidence(
+        weight=tensor(*weight.shape),
+        saved=tensor(*weight.shape),
+        previous=tensor(*weight.shape),
+        gradient=tensor(*weight.shape),
+        fisher=tensor(*weight.shape).square(),
+        hessian=tensor(*weight.shape),
+        input_norm=tensor(groups, 1, inputs, *ones).abs(),
+        output_taylor=tensor(groups, outputs, 1, *ones).abs(),
+        norm_scale=tensor(groups, outputs, 1, *ones),
+        generator=generator,
+    )
+
+
+def only_what_it_needs(evidence: Evidence, needs: Sequence[str]) -> Evidence:
+    """Drop all evidence that was not declared, as the engine does."""
+    always = ("weight", "generator")
+    kept = {name: getattr(evidence, name) for name in (*always, *needs)}
+    return Evidence(**kept)
+
+
+class CriterionTester:
+    """Runs a criterion over granularities, contexts, dtypes, ties and budgets."""
+
+    def __init__(self) -> None:
+        self.weights = find_weights(tiny_model()).weights
+
+    @staticmethod
+    def cases(criteria: Sequence[str] | None = None) -> list[tuple[Any, ...]]:
+        """(criterion, granularity, context, dtype), every allowed pair at least once."""
+
+        def allowed(criterion: str, granularity: str, context: str, dtype: torch.dtype) -> bool:
+            try:
+                Technique(granularity, context, criterion, "one_shot")
+            except SecateurError:
+                return False
+            return True
+
+        return pairwise([criteria or every_criterion(), GRANULARITIES, CONTEXTS, DTYPES], allowed)
+
+    def check(self, criterion: str, granularity: str, context: str, dtype: torch.dtype) -> None:
+        """Check all promises on random and on constant weights."""
+        technique = Technique(granularity, context, criterion, "one_shot")
+        for constant in (False, True):
+            for share in BUDGETS:
+                self._check_budget(technique, dtype, constant, share)
+
+    def _check_budget(
+        self, technique: Technique, dtype: torch.dtype, constant: bool, share: float
+    ) -> None:
+        entries = self.entries(technique, dtype, constant, share)
+        amount = share * sum(weight.numel for weight in self.weights)
+        choice = choose(technique, entries, amount, 1.0, exact_total=False)
+        again = choose(
+            technique, self.entries(technique, dtype, constant, share), amount, 1.0, False
+        )
+        for entry, kept, repeated in zip(entries, choice.kept, again.kept, strict=True):
+            assert kept.dtype == torch.bool and kept.shape == (entry.units.count,)
+            assert torch.equal(kept, repeated), "the same twice must give the same"
+        if share == 0:
+            assert all(bool(kept.all()) for kept in choice.kept)
+        elif technique.granularity.block is not None:
+            self._check_blocks(technique, entries, choice)
+        elif share == 1:
+            assert not any(bool(kept.any()) for kept in choice.kept)
+        for pool in self._pools(technique, entries):
+            check_lowest_go(technique, [entries[p] for p in pool], [choice.kept[p] for p in pool])
+
+    def entries(
+        self, technique: Technique, dtype: torch.dtype, constant: bool, share: float
+    ) -> list[Entry]:
+        """Score every weight, checking what holds for scores alone."""
+        all_units = [Units.of(weight, technique.granularity) for weight in self.weights]
+        layers = [Layer(weight, float(weight.numel)) for weight in self.weights]
+        amount = share * sum(layer.cost for layer in layers)
+        divided = shares(technique.context, layers, amount)
+        made = []
+        for weight, units, part in zip(self.weights, all_units, divided, strict=True):
+            scores = self.scores(technique.criteria, weight, units, dtype, constant, part)
+            removed = torch.zeros(units.count, dtype=torch.bool)
+            made.append(Entry(weight, units, float(units.largest), scores, removed, part))
+        return made
+
+    @staticmethod
+    def scores(
+        criterion: Criterion,
+        weight: PrunableWeight,
+        units: Units,
+        dtype: torch.dtype,
+        constant: bool,
+        share: float,
+    ) -> Tensor:
+        """Return the scores, having checked that they are finite, repeatable and leave no trace."""
+        evidence = only_what_it_needs(full_evidence(weight, dtype, constant), criterion.needs)
+        before = {
+            field.name: value.clone()
+            for field in dataclasses.fields(evidence)
+            if isinstance(value := getattr(evidence, field.name), Tensor)
+        }
+        assert evidence.generator is not None
+        state = evidence.generator.get_state()
+        removing = round(share * units.count)
+        scores = score_units(criterion, evidence, units, removing)
+        evidence.generator.set_state(state)
+        assert torch.equal(scores, score_units(criterion, evidence, units, removing))
+        for name, value in before.items():
+            assert torch.equal(getattr(evidence, name), value), f"{criterion} changed its {name}"
+        assert scores.shape == (units.count,)
+        assert scores.dtype in (torch.float32, torch.float64)
+        assert bool(torch.isfinite(scores).all())
+        return scores
+
+    @staticmethod
+    def _check_blocks(technique: Technique, entries: Sequence[Entry], choice: Choice) -> None:
+        granularity = technique.granularity
+        assert granularity.block is not None and granularity.kept is not None
+        for entry, kept in zip(entries, choice.kept, strict=True):
+            layout = kept.reshape(entry.weight.shape).movedim(2, -1).flatten(0, -2)
+            for block in layout.split(granularity.block, dim=1):
+                complete = block.shape[1] == granularity.block
+                least = granularity.kept if complete else block.shape[1]
+                assert int(block.sum(1).min()) >= least
+
+    @staticmethod
+    def _pools(technique: Technique, entries: Sequence[Entry]) -> Iterator[list[int]]:
+        """The pools, told from the words of the contexts."""
+        pool = technique.context.pool
+        if pool == "global":
+            yield list(range(len(entries)))
+        elif pool == "isomorphic":
+            kinds = {(entry.weight.kind, entry.units.largest) for entry in entries}
+            for kind in kinds:
+                yield [
+                    place
+                    for place, entry in enumerate(entries)
+                    if (entry.weight.kind, entry.units.largest) == kind
+                ]
+        else:
+            yield from ([place] for place in range(len(entries)))
+
+
+def check_lowest_go(technique: Technique, members: Sequence[Entry], kept: Sequence[Tensor]) -> None:
+    """Check with plain loops that the lowest went, ties by position, and as many as was asked."""
+    if technique.context.pool == "row":
+        entry = members[0]
+        rows = entry.weight.outputs
+        scores, marks = entry.scores.reshape(rows, -1), kept[0].reshape(rows, -1)
+        wanted = round(entry.share * scores.shape[1])
+        for row, marked in zip(scores.tolist(), marks.tolist(), strict=True):
+            if technique.granularity.block is None:
+                assert marked.count(False) == wanted
+                assert gone(marked) == lowest(row, wanted)
+        assert len({row.count(False) for row in marks.tolist()}) == 1
+        return
+    scores = [score for entry in members for score in entry.scores.tolist()]
+    costs = [float(cost) for entry in members for cost in entry.units.sizes()]
+    marks = [mark for part in kept for mark in part.tolist()]
+    claim = sum(entry.share * entry.weight.numel for entry in members)
+    spent = sum(cost for cost, mark in zip(costs, marks, strict=True) if not mark)
+    if technique.granularity.block is not None:
+        assert spent <= claim + 0.5
+        return
+    assert gone(marks) == lowest(scores, marks.count(False))
+    distance = abs(spent - claim)
+    running, best = 0.0, abs(claim)
+    for place in sorted(range(len(scores)), key=lambda unit: (scores[unit], unit)):
+        running += costs[place]
+        best = min(best, abs(running - claim))
+    assert distance <= best + 1e-6 * max(1.0, claim), "another number of units comes nearer"
+
+
+def lowest(scores: Sequence[float], count: int) -> set[int]:
+    """The places of the lowest scores, the first of equal ones first."""
+    return set(sorted(range(len(scores)), key=lambda place: (scores[place], place))[:count])
+
+
+def gone(marks: Sequence[bool]) -> set[int]:
+    """The places that are not kept."""
+    return {place for place, mark in enumerate(marks) if not mark}
