@@ -370,7 +370,7 @@ def test_any_key_may_be_none_or_missing(key):
 @example([(("before", "latency", "p50_ms"), 5e-324)])
 @example([(("before", "loss"), -1e308), (("after", "loss"), 1e308)])
 @example([(("curves", "dense", 0, "valid_loss"), 1e308), (("history", 4, "progress"), 1e308)])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(

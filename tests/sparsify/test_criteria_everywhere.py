@@ -55,9 +55,9 @@ def test_a_new_criterion_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     ("broken", "complaint"),
     [
         (lambda evidence: evidence.weight.mul_(0.5).abs(), "changed its weight"),
-        (lambda evidence: torch.rand(evidence.weight.shape), ""),
-        (lambda evidence: evidence.weight / 0, ""),
-        (lambda evidence: evidence.get("gradient"), ""),
+        (lambda evidence: torch.rand(evidence.weight.shape), "the same twice"),
+        (lambda evidence: evidence.weight / 0, "isfinite"),
+        (lambda evidence: evidence.get("gradient"), "without declaring"),
     ],
     ids=["mutates", "unrepeatable", "infinite", "undeclared"],
 )

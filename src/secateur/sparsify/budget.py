@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.sparsify.select import count_true
 from secateur.technique.context import check_share
 
 CURRENCIES: dict[str, str] = {
@@ -49,6 +49,7 @@ class Ledger:
 
     elements: Mapping[str, int]
     itemsize: Mapping[str, int]
+    dimensions: Mapping[str, int]
     macs: Mapping[str, float] = field(default_factory=dict)
     all_macs: int | None = None
     buffer_bytes: int = 0
@@ -67,6 +68,7 @@ class Ledger:
         return cls(
             {name: parameter.numel() for name, parameter in parameters.items()},
             {name: parameter.element_size() for name, parameter in parameters.items()},
+            {name: parameter.dim() for name, parameter in parameters.items()},
             per_element,
             all_macs,
             sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
@@ -91,9 +93,13 @@ class Ledger:
         return float(self.itemsize[parameter]) if currency == "bytes" else 1.0
 
     def packed_bytes(self, parameter: str, kept: int) -> int:
-        """Return the bytes of a parameter: kept values and a bit mask, or dense where smaller."""
+        """Return the bytes of a parameter: kept values and their places, or dense where smaller."""
         elements, size = self.elements[parameter], self.itemsize[parameter]
-        return min(elements * size, kept * size + -(-elements // 8))
+        return min(elements * size, kept * size + self.places_bytes(parameter))
+
+    def places_bytes(self, parameter: str) -> int:
+        """Return the bytes that say which values are kept: a bit mask and the shape."""
+        return -(-self.elements[parameter] // 8) + 8 * self.dimensions[parameter]
 
     def achieved(self, kept: Mapping[str, int], prunable: Mapping[str, int]) -> dict[str, float]:
         """Return sparsity, and the share of params, bytes and (if known) MACs that is left.
@@ -130,4 +136,4 @@ def mask_overhead(ledger: Ledger, kept: Mapping[str, int]) -> float:
 
 def count_kept(masks: Mapping[str, Tensor]) -> dict[str, int]:
     """Count the kept elements of every mask."""
-    return {name: int(torch.count_nonzero(mask)) for name, mask in masks.items()}
+    return {name: count_true(mask) for name, mask in masks.items()}

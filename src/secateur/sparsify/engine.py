@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from secateur.sparsify.plan import Choice, Entry, choose
 from secateur.sparsify.report import prunable_elements
 from secateur.sparsify.result import StepResult
 from secateur.sparsify.scoring import refuse_nan, score_units, widen
+from secateur.sparsify.select import count_true
 from secateur.sparsify.setup import Prunable, Setup
 from secateur.sparsify.statistics import Loss, Statistics, collect, mean_loss, reiterable
 from secateur.technique import Criterion, Evidence, Technique
@@ -137,7 +138,7 @@ class Engine:
         """Guess that every prunable parameter is packed: one bit per element."""
         if self.currency != "bytes":
             return 0.0
-        return sum(-(-self.setup.ledger.elements[name] // 8) for name in self.elements)
+        return sum(self.setup.ledger.places_bytes(name) for name in self.elements)
 
     def _unit_cost(self, prunable: Prunable) -> float:
         """Return what a complete unit costs, the vectors that go with its outputs included."""
@@ -158,9 +159,10 @@ class Engine:
         generator: torch.Generator,
     ) -> list[Entry]:
         plain = [
-            Entry(p.weight, p.units, self._unit_cost(p), torch.empty(0), gone, 0.0)
+            Entry(p.weight, p.units, self._unit_cost(p), torch.empty(0), gone, 0.0,
+                  gone=count_true(gone))
             for p, gone in zip(self.setup.prunables, removed, strict=True)
-        ]
+        ]  # fmt: skip
         divided = self._shares(plain, claim, memory, generator)
         entries = []
         for entry, prunable, share in zip(plain, self.setup.prunables, divided, strict=True):
@@ -169,11 +171,7 @@ class Engine:
             scores = score_units(self.technique.criteria, evidence, entry.units, removing)
             refuse_nan(scores, entry.weight.name, evidence.weight, self.technique.criteria)
             growth = self._growth(evidence, entry, generator)
-            entries.append(
-                Entry(
-                    entry.weight, entry.units, entry.unit_cost, scores, entry.removed, share, growth
-                )
-            )
+            entries.append(replace(entry, scores=scores, share=share, growth=growth))
         return entries
 
     def _shares(
@@ -311,11 +309,12 @@ class Engine:
         unmet = choice.unmet
         if claim.amount >= 0 and claim.amount - offered > coarsest / 2 + 1e-6 * total:
             unmet += claim.amount - offered
-        gone = [~kept for kept in choice.kept]
-        numbers = [int(torch.count_nonzero(part)) for part in gone]
+        numbers = [len(kept) - count_true(kept) for kept in choice.kept]
         changed = sum(
-            int(torch.count_nonzero(now != before))
-            for now, before in zip(gone, removed, strict=True)
+            count_true(kept == before) if entry.gone else number
+            for kept, before, entry, number in zip(
+                choice.kept, removed, entries, numbers, strict=True
+            )
         )
         achieved = self.setup.ledger.achieved(counts, self.elements)
         return StepResult(

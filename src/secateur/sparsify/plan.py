@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
-from secateur.sparsify.select import keep_highest, keep_highest_rows, keep_within
+from secateur.sparsify.select import count_true, keep_highest, keep_highest_rows, keep_within
 from secateur.sparsify.units import Units, removable
 from secateur.structure.weights import PrunableWeight, matches
 from secateur.technique import Technique
@@ -22,7 +22,8 @@ class Entry:
 
     ``scores`` and ``removed`` are [units]; ``growth`` scores removed units that may return;
     ``unit_cost`` is the cost of a complete unit, ``share`` the share of units to remove;
-    ``ranked`` are the scores with what must go at -inf and what must stay at inf.
+    ``ranked`` are the scores with what must go at -inf and what must stay at inf; ``gone`` counts
+    what is removed now.
     """
 
     weight: PrunableWeight
@@ -33,6 +34,7 @@ class Entry:
     share: float
     growth: Tensor | None = None
     ranked: Tensor = field(default_factory=lambda: torch.empty(0))
+    gone: int = 0
 
     @property
     def cost(self) -> float:
@@ -111,7 +113,7 @@ def _pools(technique: Technique, entries: Sequence[Entry]) -> list[list[int]]:
 def _restrict(technique: Technique, entry: Entry) -> Entry:
     """Give an infinite score to units that may not go (n:m, the least share kept)."""
     scores = entry.scores
-    if technique.schedule.mask.kind == "permanent":
+    if technique.schedule.mask.kind == "permanent" and entry.gone:
         scores = scores.masked_fill(entry.removed, -torch.inf)
     if technique.granularity.block is not None:
         allowed = removable(scores, entry.weight, technique.granularity)
@@ -132,14 +134,20 @@ def _choose_pool(
     price = prices.pop()
     total = sum(entry.units.count for entry in members)
     count = min(total, round(claim / price)) if price else 0
-    gone = [int(torch.count_nonzero(entry.removed)) for entry in members]
+    gone = [entry.gone for entry in members]
     dynamics = technique.schedule.mask
     if dynamics.kind == "regrown" and any(gone):
         return _regrow(members, total - count, dynamics.share_at(time)), 0.0
     scores = _fall_back(technique, members, count < sum(gone))
-    able = sum(int(torch.count_nonzero(part < torch.inf)) for part in scores)
-    found = min(count, able)
+    found = min(count, _able(technique, scores, total))
     return keep_highest(scores, found), (count - found) * price
+
+
+def _able(technique: Technique, scores: Sequence[Tensor], total: int) -> int:
+    """Count the units that may go: all, unless n:m or a least share bars some."""
+    if technique.granularity.block is None and not technique.context.keep:
+        return total
+    return sum(count_true(part < torch.inf) for part in scores)
 
 
 def _choose_priced(

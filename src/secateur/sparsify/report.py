@@ -17,7 +17,10 @@ from secateur.technique import Technique
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One weight: how many weights and units it has and how many are kept."""
+    """One weight: how many weights and units it has and how many are kept.
+
+    ``shape`` is [outputs, inputs of a group, *kernel].
+    """
 
     name: str
     kind: str
@@ -69,7 +72,7 @@ def make_report(
             LayerReport(
                 weight.name,
                 weight.kind,
-                weight.shape,
+                (weight.outputs, *weight.shape[2:]),
                 weight.numel,
                 int(torch.count_nonzero(view)),
                 units.count,

@@ -58,6 +58,7 @@ def widen(tensor: Tensor) -> Tensor:
 
 def refuse_nan(scores: Tensor, name: str, weight: Tensor, criterion: Criterion) -> None:
     """Raise SecateurError where a score is not a number, and say whether the weight was."""
+    # A sum is NaN where an entry is, or where infinities meet, and takes one pass instead of two.
     if not bool(torch.isnan(scores.sum())) or not bool(torch.isnan(scores).any()):
         return
     if bool(torch.isnan(weight).any()):

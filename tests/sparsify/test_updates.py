@@ -1,0 +1,232 @@
+"""What becomes of survivors and of the optimiser: rewind, re-initialise, reset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS
+from torch import Tensor, nn
+
+from secateur import SecateurError, Sparsifier
+
+
+def fresh(name: str = "small_cnn", seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return NETWORKS[name]()
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(8, 1, 8, 8, generator=generator)
+    return inputs, torch.randint(10, (8,), generator=generator)
+
+
+def one_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, scheduler: Any = None
+) -> None:
+    inputs, targets = batch(step)
+    optimizer.zero_grad()
+    F.cross_entropy(model(inputs), targets).backward()
+    optimizer.step()
+    if scheduler is not None:
+        scheduler.step()
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("back_to", [0, 2])
+def test_rewinding_brings_back_every_tensor_but_the_removed(back_to: int) -> None:
+    model = fresh()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    sparsifier = Sparsifier(
+        model, f"weight | global | magnitude | one_shot(start=0.5) | rewind(step={back_to})",
+        sparsity=0.5,
+    )  # fmt: skip
+    sparsifier.attach(optimizer, 10)
+    saved = state_of(model)
+    for step in range(5):
+        if step == back_to:
+            saved = state_of(model)
+        one_step(model, optimizer, step)
+    for name, tensor in model.state_dict().items():
+        mask = sparsifier.masks.get(name)
+        assert torch.equal(tensor, saved[name] if mask is None else saved[name] * mask)
+    assert sum(int((~mask).sum()) for mask in sparsifier.masks.values()) > 0
+
+
+@pytest.mark.parametrize("kind", ["adam", "momentum"])
+@pytest.mark.parametrize("back_to", [0, 2])
+def test_a_rewound_run_goes_on_as_if_it_had_begun_there_with_the_mask(
+    back_to: int, kind: str
+) -> None:
+    """Weights, optimiser state and learning rate return together to one and the same step."""
+
+    def make() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+        model = fresh()
+        optimizer: torch.optim.Optimizer
+        if kind == "adam":
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        else:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return model, optimizer, scheduler
+
+    model, optimizer, scheduler = make()
+    sparsifier = Sparsifier(
+        model, f"weight | global | magnitude | one_shot(start=0.5) | "
+        f"rewind(step={back_to}, optimizer=rewind)", sparsity=0.5,
+    )  # fmt: skip
+    sparsifier.attach(optimizer, 10, scheduler=scheduler)
+    for step in range(5):
+        one_step(model, optimizer, step, scheduler)
+    for step in range(5, 8):
+        one_step(model, optimizer, step, scheduler)
+
+    other, other_optimizer, other_scheduler = make()
+    for step in range(back_to):
+        one_step(other, other_optimizer, step, other_scheduler)
+    names = dict(other.named_parameters())
+    for step in range(5, 8):
+        for name, mask in sparsifier.masks.items():
+            names[name].data.mul_(mask)
+        one_step(other, other_optimizer, step, other_scheduler)
+    for name, mask in sparsifier.masks.items():
+        names[name].data.mul_(mask)
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
+
+
+def test_the_movement_is_measured_from_where_the_weights_rewind_to() -> None:
+    model = fresh("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = Sparsifier(
+        model, "weight | global | movement | one_shot(start=0.5) | rewind(step=2)", sparsity=0.5
+    )
+    sparsifier.attach(optimizer, 8)
+    for step in range(4):
+        if step == 2:
+            saved = state_of(model)
+        if step == 3:
+            inputs, targets = batch(step)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            moved = {
+                n: (p.detach() - 0.1 * p.grad - saved[n]).abs() for n, p in model.named_parameters()
+            }
+            optimizer.step()
+        else:
+            one_step(model, optimizer, step)
+    kept = torch.cat([moved[name][mask] for name, mask in sparsifier.masks.items()])
+    gone = torch.cat([moved[name][~mask] for name, mask in sparsifier.masks.items()])
+    assert float(gone.max()) <= float(kept.min()) + 1e-6
+
+
+def test_a_removal_before_the_step_to_rewind_to_leaves_the_weights() -> None:
+    model = fresh("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = Sparsifier(
+        model, "weight | global | magnitude | iterative(n=2, every=1) | rewind(step=4)",
+        sparsity=0.5,
+    )  # fmt: skip
+    before = state_of(model)
+    sparsifier.attach(optimizer, 10)
+    one_step(model, optimizer, 0)
+    mask = sparsifier.masks["1.weight"]
+    assert bool((~mask).any())
+    assert bool((model[1].weight[mask] != before["1.weight"][mask]).any())
+
+
+def test_the_last_removal_does_not_undo_the_training() -> None:
+    model = fresh("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = Sparsifier(model, "weight | global | magnitude | linear | rewind", sparsity=0.5)
+    before = state_of(model)
+    sparsifier.attach(optimizer, 3)
+    for step in range(3):
+        one_step(model, optimizer, step)
+    mask = sparsifier.masks["1.weight"]
+    assert bool((model[1].weight[mask] != before["1.weight"][mask]).any())
+
+
+def test_rewinding_works_by_hand_too() -> None:
+    model = fresh("mlp")
+    before = state_of(model)
+    sparsifier = Sparsifier(model, "weight | global | magnitude | linear | rewind", sparsity=0.5)
+    for parameter in model.parameters():
+        parameter.data += 1
+    sparsifier.step(0.5)
+    for name, tensor in model.state_dict().items():
+        mask = sparsifier.masks.get(name, torch.ones_like(tensor, dtype=torch.bool))
+        assert torch.equal(tensor, before[name] * mask)
+
+
+def test_resetting_empties_the_optimiser_at_each_removal() -> None:
+    model = fresh("mlp")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    sparsifier = Sparsifier(
+        model, "weight | global | magnitude | one_shot(start=0.5) | keep(optimizer=reset)",
+        sparsity=0.5,
+    )  # fmt: skip
+    sparsifier.attach(optimizer, 8)
+    for step in range(3):
+        one_step(model, optimizer, step)
+    assert optimizer.state
+    one_step(model, optimizer, 3)
+    assert not optimizer.state
+    one_step(model, optimizer, 4)
+    assert all(float(state["step"]) == 1 for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "transformer", "embedding_net"])
+def test_survivors_can_be_initialised_afresh(name: str) -> None:
+    model = fresh(name)
+    before = state_of(model)
+    random_state = torch.random.get_rng_state()
+    sparsifier = Sparsifier(
+        model, "weight | global | magnitude | linear | reinitialise", sparsity=0.5
+    )
+    sparsifier.step(0.5)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    for parameter, mask in sparsifier.masks.items():
+        value = model.get_parameter(parameter)
+        assert bool((value[~mask] == 0).all())
+        assert bool((value[mask] != before[parameter][mask]).all())
+
+
+def test_a_module_that_cannot_be_initialised_is_named() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.scale
+
+    model = Bare()
+    with pytest.raises(SecateurError, match="Bare"):
+        Sparsifier(
+            model, "weight | global | magnitude | linear | reinitialise", sparsity=0.5
+        ).step(0.5)
+
+
+class _WithExtraState(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.extra = state
+
+
+def test_modules_with_extra_state_can_be_rewound() -> None:
+    model = nn.Sequential(_WithExtraState(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    weight = model[0].weight.detach().clone()
+    sparsifier = Sparsifier(model, "weight | global | magnitude | linear | rewind", sparsity=0.5)
+    model[0].weight.data += 1
+    sparsifier.step(0.5)
+    assert torch.equal(model[0].weight, weight * sparsifier.masks["0.weight"])
