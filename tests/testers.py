@@ -209,7 +209,7 @@ class CriterionTester:
             assert torch.equal(getattr(evidence, name), value), f"{criterion} changed its {name}"
         assert scores.shape == (units.count,)
         assert scores.dtype in (torch.float32, torch.float64)
-        assert bool(torch.isfinite(scores).all())
+        assert bool(torch.isfinite(scores).all()), f"{criterion} gives scores that are not finite"
         return scores
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,15 @@ from torch import Tensor, nn
 from secateur import SecateurError, Sparsifier
 
 TECHNIQUE = "weight | global | magnitude | linear"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks so small only lose time to threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def fresh(name: str = "small_cnn", seed: int = 0) -> nn.Module:
@@ -324,7 +334,8 @@ def test_gradients_come_from_the_training_where_there_is_no_data() -> None:
     everything = {name: model.get_parameter(name) for name in sparsifier.masks}
     assert removed(sparsifier) == round(0.5 * total(sparsifier))
     lowest = min(
-        float((p.grad * p)[sparsifier.masks[name]].abs().min()) for name, p in everything.items()
+        float((p.grad * p).detach()[sparsifier.masks[name]].abs().min())
+        for name, p in everything.items()
     )
     assert lowest >= 0
     assert len(sparsifier.history) == 1
@@ -354,16 +365,27 @@ def test_removed_weights_may_learn_on_between_updates() -> None:
     assert zeros_match(model, sparsifier)
 
 
+@pytest.mark.parametrize("schedule", ["linear(end=0.5)", "one_shot"])
+def test_what_learned_on_does_not_vanish_at_the_last_step(schedule: str) -> None:
+    """After its last update a schedule leaves a sparse network, not a dense one cut at the end."""
+    model = fresh("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = Sparsifier(
+        model, f"weight | global | magnitude | {schedule} | keep(removed=learning)", sparsity=0.5
+    )
+    sparsifier.attach(optimizer, 10)
+    train(model, optimizer, range(9))
+    assert zeros_match(model, sparsifier)
+
+
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
 @pytest.mark.parametrize("name", ["small_cnn", "mlp"])
 def test_what_comes_back_learns_again(name: str, granularity: str) -> None:
     """A unit that a falling schedule gives back starts at zero and must get gradients."""
     model = fresh(name)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparsifier = Sparsifier(
-        model, f"{granularity} | local | magnitude | piecewise(points=[[0, 1], [0.4, 1], [0.5, 0], [1, 0]])",
-        sparsity=0.5,
-    )  # fmt: skip
+    curve = "piecewise(points=[[0, 1], [0.4, 1], [0.5, 0], [1, 0]])"
+    sparsifier = Sparsifier(model, f"{granularity} | local | magnitude | {curve}", sparsity=0.5)
     sparsifier.attach(optimizer, 20)
     train(model, optimizer, range(7))
     gone = {name: ~mask for name, mask in sparsifier.masks.items()}
@@ -373,4 +395,4 @@ def test_what_comes_back_learns_again(name: str, granularity: str) -> None:
     for parameter, mask in gone.items():
         if model.get_parameter(parameter).dim() > 1:
             alive = model.get_parameter(parameter)[mask] != 0
-            assert float(alive.float().mean()) > 0.5, parameter
+            assert bool(alive.any()), f"everything that came back to {parameter} is dead"

@@ -56,7 +56,7 @@ def test_a_new_criterion_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (lambda evidence: evidence.weight.mul_(0.5).abs(), "changed its weight"),
         (lambda evidence: torch.rand(evidence.weight.shape), "the same twice"),
-        (lambda evidence: evidence.weight / 0, "isfinite"),
+        (lambda evidence: evidence.weight.abs() / 0, "not finite"),
         (lambda evidence: evidence.get("gradient"), "without declaring"),
     ],
     ids=["mutates", "unrepeatable", "infinite", "undeclared"],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,10 +23,18 @@ from secateur.structure import find_weights
 ONE_SHOT = "weight | global | magnitude | one_shot"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks so small only lose time to threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def fresh(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return NETWORKS[name]()
-
 
 
 def positions(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, float]:
@@ -88,7 +97,7 @@ def test_every_currency_is_met_by_an_independent_count(
     result = sparsifier.step(1.0)
     masks = dict(sparsifier.masks)
     prunable = {layer.name for layer in sparsifier.report().layers}
-    (currency, asked), = budget.items()
+    ((currency, asked),) = budget.items()
     counted = recount(model, masks, inputs, prunable)
     # Bytes have a test of their own: the packed format also spends some on shapes.
     for each in ("sparsity", "params", "macs"):
@@ -221,7 +230,7 @@ def test_an_unequal_price_does_not_make_a_permanent_mask_waver() -> None:
     for progress in (5.0 / 12, 5.1 / 12, 5.2 / 12, 6 / 12):
         sparsifier.step(progress)
         gone.append({n: (~m).flatten().tolist() for n, m in sparsifier.masks.items()})
-    for earlier, later in zip(gone, gone[1:], strict=False):
+    for earlier, later in itertools.pairwise(gone):
         for name, flags in earlier.items():
             assert all(now or not then for then, now in zip(flags, later[name], strict=True))
 
@@ -623,6 +632,39 @@ def test_a_weight_that_is_not_a_number_is_refused(kind: str, value: float) -> No
         assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num())
 
 
+def test_an_infinite_weight_that_is_removed_is_zero() -> None:
+    model = fresh("mlp")
+    model[3].weight.data[3, 4] = float("inf")
+    sparsifier = Sparsifier(model, "weight | global | small_final | one_shot", sparsity=0.5)
+    sparsifier.step(1.0)
+    assert not bool(sparsifier.masks["3.weight"][3, 4])
+    assert float(model[3].weight[3, 4]) == 0
+
+
+def test_example_inputs_may_be_a_list() -> None:
+    sparsifier = Sparsifier(
+        fresh("small_cnn"), "filter | local | magnitude | one_shot", sparsity=0.5,
+        example_inputs=list(example("small_cnn")),
+    )  # fmt: skip
+    assert sparsifier.report().notes == ()
+
+
+@pytest.mark.parametrize("layer", [nn.LazyLinear(4), nn.Linear(4, 4, device="meta")])
+def test_weights_without_values_are_refused(layer: nn.Module) -> None:
+    with pytest.raises(SecateurError):
+        Sparsifier(layer, ONE_SHOT, sparsity=0.5).step(1.0)
+
+
+def test_parameters_that_are_replaced_are_still_masked() -> None:
+    model = fresh("mlp")
+    sparsifier = Sparsifier(model, ONE_SHOT, sparsity=0.5)
+    sparsifier.step(1.0)
+    ones = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(ones, assign=True)
+    sparsifier.apply()
+    assert torch.equal(model[1].weight != 0, sparsifier.masks["1.weight"])
+
+
 def test_one_technique_serves_many_models() -> None:
     technique = Technique.parse("weight | local | movement | agp")
     first, second = fresh("mlp"), fresh("small_cnn")
@@ -634,7 +676,7 @@ def test_one_technique_serves_many_models() -> None:
     assert one.step(1.0).achieved["sparsity"] == pytest.approx(0.5)
     assert two.step(1.0).achieved["sparsity"] == pytest.approx(0.8, abs=0.01)
     moved = (first[1].weight - fresh("mlp")[1].weight).abs()
-    assert float(moved[one.masks["1.weight"]].min()) > 0
+    assert float(moved.detach()[one.masks["1.weight"]].min()) > 0
 
 
 def test_a_functional_head_needs_no_module() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,15 @@ from networks import NETWORKS
 from torch import Tensor, nn
 
 from secateur import SecateurError, Sparsifier
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks so small only lose time to threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def fresh(name: str = "small_cnn", seed: int = 0) -> nn.Module:
@@ -165,6 +175,29 @@ def test_rewinding_works_by_hand_too() -> None:
         assert torch.equal(tensor, before[name] * mask)
 
 
+def test_a_one_shot_by_hand_rewinds_as_well() -> None:
+    model = fresh("mlp")
+    before = state_of(model)
+    sparsifier = Sparsifier(model, "weight | global | magnitude | one_shot | rewind", sparsity=0.5)
+    for parameter in model.parameters():
+        parameter.data += 1
+    sparsifier.step(1.0)
+    mask = sparsifier.masks["1.weight"]
+    assert torch.equal(model[1].weight, before["1.weight"] * mask)
+
+
+def test_fresh_values_depend_on_the_runs_seed() -> None:
+    drawn = []
+    for seed in (0, 1):
+        model = fresh("mlp")
+        sparsifier = Sparsifier(
+            model, "weight | global | magnitude | linear | reinitialise", sparsity=0.5, seed=seed
+        )
+        sparsifier.step(0.5)
+        drawn.append(model[1].bias.detach().clone())
+    assert not torch.equal(drawn[0], drawn[1])
+
+
 def test_resetting_empties_the_optimiser_at_each_removal() -> None:
     model = fresh("mlp")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -209,10 +242,9 @@ def test_a_module_that_cannot_be_initialised_is_named() -> None:
             return self.layer(x) * self.scale
 
     model = Bare()
+    technique = "weight | global | magnitude | linear | reinitialise"
     with pytest.raises(SecateurError, match="Bare"):
-        Sparsifier(
-            model, "weight | global | magnitude | linear | reinitialise", sparsity=0.5
-        ).step(0.5)
+        Sparsifier(model, technique, sparsity=0.5)  # before anything is pruned
 
 
 class _WithExtraState(nn.Linear):

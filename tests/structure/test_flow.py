@@ -123,7 +123,11 @@ def test_a_gated_unit_mixes_channels(kind: str, exported: bool) -> None:
         inputs = torch.randn(2, 5, 6)
     else:
         model = nn.Sequential(
-            nn.Conv2d(3, 16, 3), nn.GLU(1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 3, 1)
+            nn.Conv2d(3, 16, 3),
+            nn.GLU(1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3),
+            nn.Conv2d(8, 3, 1),
         )
         inputs = torch.randn(2, 3, 9, 9)
     assert carriers(flow_of(model, (inputs,), exported), "0.weight") == set()
@@ -180,9 +184,7 @@ def test_other_norms_are_found_too(norm: nn.Module, exported: bool) -> None:
 
 
 @both_ways
-@pytest.mark.parametrize("name", ["small_cnn", "mlp", "grouped_cnn", "dense_block_net",
-                                  "conv1d_net", "conv3d_net", "transformer", "embedding_net",
-                                  "resnet_cifar", "transposed_net", "preactivation_resnet"])  # fmt: skip
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_last_layer_alone_makes_the_outputs(name: str, exported: bool) -> None:
     model = NETWORKS[name]()
     flow = flow_of(model, example(name), exported)
@@ -228,9 +230,7 @@ def test_a_convolution_that_makes_the_outputs_is_spared(exported: bool) -> None:
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     x = torch.randn(2, 3, 8, 8)
-    sparsifier = Sparsifier(
-        model, FILTERS, sparsity=0.5, example_inputs=(x,) if exported else None
-    )
+    sparsifier = Sparsifier(model, FILTERS, sparsity=0.5, example_inputs=(x,) if exported else None)
     sparsifier.step(1.0)
     assert "2.weight" not in sparsifier.masks
     assert bool((model(x) != 0).any(0).all())

@@ -151,6 +151,16 @@ def test_a_computed_weight_is_passed_over_with_the_reason() -> None:
     assert "computed" in reason
 
 
+def test_a_computed_weight_of_hugging_faces_conv1d_is_passed_over_too() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    model = nn.Sequential(
+        torch.nn.utils.parametrizations.weight_norm(conv1d(4, 4)), nn.Linear(4, 2)
+    )
+    found = find_weights(model)
+    assert [weight.name for weight in found.weights] == ["1.weight"]
+    assert [name for name, _ in found.skipped] == ["0.weight"]
+
+
 def test_a_model_of_computed_weights_only_is_refused_with_the_reason() -> None:
     model = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
     with pytest.raises(SecateurError, match="computed"):

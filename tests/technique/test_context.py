@@ -13,6 +13,7 @@ from secateur import Context, SecateurError
 from secateur.technique.context import check_share
 
 
+@settings(deadline=None)
 @given(contexts())
 def test_text_reads_back(context: Context) -> None:
     again = Context.parse(str(context))
@@ -96,7 +97,7 @@ def test_the_message_is_one_line_whatever_is_quoted(text: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=20) | mutations(contexts().map(str)))
 def test_nothing_but_secateur_errors_escapes(text: str) -> None:
     try:

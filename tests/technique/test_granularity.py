@@ -11,6 +11,7 @@ from secateur import Granularity, SecateurError
 from secateur.technique.granularity import AXES, NAMES
 
 
+@settings(deadline=None)
 @given(granularities())
 def test_text_reads_back(granularity: Granularity) -> None:
     again = Granularity.parse(str(granularity))
@@ -117,7 +118,7 @@ def test_nothing_written_is_dropped(text: str) -> None:
         Granularity.parse(text)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(
     st.text(max_size=20)
     | st.text("oidhw ()!:0123456789", max_size=20)

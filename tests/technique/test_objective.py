@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import mutations, objectives
 
 from secateur import Objective, SecateurError
 
 
+@settings(deadline=None)
 @given(objectives())
 def test_text_reads_back(objective: Objective) -> None:
     again = Objective.parse(str(objective))
@@ -65,6 +66,7 @@ def test_nothing_written_is_dropped(text: str) -> None:
         Objective.parse(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20) | mutations(objectives().map(str)))
 def test_nothing_but_secateur_errors_escapes(text: str) -> None:
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -70,6 +71,7 @@ def test_the_exact_one_cycle_is_the_rescaled_logistic(beta: float) -> None:
     assert placed.at(0.0) == 0 and placed.at(1.0) == 1
 
 
+@settings(deadline=None)
 @given(schedules(), st.floats(0, 1))
 def test_shares_stay_in_bounds_and_the_end_is_exact(placed: Schedule, progress: float) -> None:
     assert 0 <= placed.at(progress) <= 1
@@ -79,12 +81,14 @@ def test_shares_stay_in_bounds_and_the_end_is_exact(placed: Schedule, progress: 
         assert placed.at(1.0) == 1.0
 
 
+@settings(deadline=None)
 @given(schedules().filter(lambda s: s.curve not in ("dsd", "piecewise")))
 def test_rising_curves_never_fall(placed: Schedule) -> None:
     values = [placed.at(time / 50) for time in range(51)]
-    assert all(later >= before - 1e-12 for before, later in zip(values, values[1:], strict=False))
+    assert all(later >= before - 1e-12 for before, later in itertools.pairwise(values))
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_text_reads_back(placed: Schedule) -> None:
     again = Schedule.parse(str(placed))
@@ -181,7 +185,7 @@ def test_curves_that_leave_the_unit_interval_are_refused_when_written(text: str)
         Schedule.parse(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=20) | mutations(schedules().map(str)))
 def test_nothing_but_secateur_errors_escapes(text: str) -> None:
     try:
@@ -226,9 +230,12 @@ def test_registration(monkeypatch: pytest.MonkeyPatch) -> None:
         schedule("two words", summary="")(squared)
 
 
+@settings(deadline=None)
 @given(dynamics(), st.floats(0, 1))
 def test_mask_dynamics(mask: MaskDynamics, time: float) -> None:
     assert MaskDynamics.from_value(str(mask)) == mask
     assert MaskDynamics.from_value(mask) is mask
     expected = mask.share * (1 + math.cos(math.pi * time)) / 2  # RigL's cosine
-    assert mask.share_at(time) == pytest.approx(mask.share if mask.decay == "constant" else expected)
+    assert mask.share_at(time) == pytest.approx(
+        mask.share if mask.decay == "constant" else expected
+    )

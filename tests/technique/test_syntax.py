@@ -42,6 +42,7 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 values = st.recursive(leaves, _nested, max_leaves=8)
 
 
+@settings(deadline=None)
 @given(values)
 def test_what_is_written_reads_back(value: Any) -> None:
     assert parse_value(format_value(value)) == value
@@ -55,7 +56,6 @@ def test_what_is_written_reads_back(value: Any) -> None:
         ("1e-3", 0.001),
         ("true", True),
         ("none", None),
-        ("'it''s'", None),
         ("'it\\'s'", "it's"),
         ('"a\\u00e9|b"', "aé|b"),
         ("[1, 2,]", (1, 2)),
@@ -67,11 +67,7 @@ def test_what_is_written_reads_back(value: Any) -> None:
     ],
 )  # fmt: skip
 def test_values(text: str, value: Any) -> None:
-    if text == "'it''s'":
-        with pytest.raises(SecateurError, match="stands after the end"):
-            parse_value(text)
-    else:
-        assert parse_value(text) == value
+    assert parse_value(text) == value
 
 
 @pytest.mark.parametrize(
@@ -79,15 +75,16 @@ def test_values(text: str, value: Any) -> None:
     [
         ("", "it ends where a value should follow"),
         ("f(", "it ends where a value should follow"),
-        ("f(1", "it ends where ',' should follow"),
+        ("f(1", "it ends where , should follow"),
         ("f(1 2)", "'2' stands where ',' should"),
         ("f(a=1, 2)", "a value without a key"),
         ("f(a=1, a=2)", "'a' is given twice"),
         ("f(1))", "'\\)' stands after the end"),
-        ("[1", "it ends where ','"),
+        ("[1", "it ends where ,"),
         ('{"a" 1}', "'1' stands where ':' should"),
         ("{a: 1}", "'a' stands where a quoted name should"),
         ("a ; b", "unexpected ';"),
+        ("'it''s'", "stands after the end"),
         ('"open', "unexpected"),
         ('"\\q"', "escape that means nothing"),
         ("[" * 100, "nested too deeply"),
@@ -116,7 +113,7 @@ def test_a_call_is_asked_for(text: str) -> None:
         parse_call(text, "schedule")
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=30) | st.text("()[]{},=:\"'\\ ab1.e-+|\n", max_size=30))
 def test_nothing_but_secateur_errors_escapes(text: str) -> None:
     try:
@@ -125,6 +122,7 @@ def test_nothing_but_secateur_errors_escapes(text: str) -> None:
         assert len(str(error).splitlines()) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(values, min_size=1, max_size=5))
 def test_bars_part_outside_quotes_only(parts: list[Any]) -> None:
     written = [format_value(part) for part in parts]

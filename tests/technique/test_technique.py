@@ -25,6 +25,7 @@ from secateur import (
 PLAIN = "filter | global | magnitude | one_cycle"
 
 
+@settings(deadline=None)
 @given(techniques())
 def test_text_reads_back(technique: Technique) -> None:
     again = Technique.parse(str(technique))
@@ -33,6 +34,7 @@ def test_text_reads_back(technique: Technique) -> None:
     assert str(again) == str(technique)
 
 
+@settings(deadline=None)
 @given(techniques())
 def test_yaml_reads_back(technique: Technique) -> None:
     again = Technique.from_yaml(technique.to_yaml())
@@ -40,7 +42,7 @@ def test_yaml_reads_back(technique: Technique) -> None:
     assert hash(again) == hash(technique)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(techniques())
 def test_words_are_one_line_each(technique: Technique) -> None:
     assert len(technique.words()) == 6
@@ -110,7 +112,7 @@ def test_a_part_of_another_kind_is_refused() -> None:
         Technique("weight", "global", Schedule("agp"))  # type: ignore[arg-type]
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.text(max_size=40) | mutations(techniques().map(str)) | mutations(st.just(PLAIN)))
 def test_nothing_but_secateur_errors_escapes(text: str) -> None:
     try:
@@ -121,7 +123,7 @@ def test_nothing_but_secateur_errors_escapes(text: str) -> None:
         assert Technique.parse(str(technique)) == technique
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.text(max_size=40)
     | mutations(techniques().map(Technique.to_yaml))
@@ -147,9 +149,7 @@ def test_wrong_yaml(text: str) -> None:
 
 
 def test_a_yaml_bomb_is_refused_at_once() -> None:
-    lines = ["a0: &a0 [lol, lol]"] + [
-        f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 24)
-    ]
+    lines = ["a0: &a0 [lol, lol]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 24)]
     with pytest.raises(SecateurError) as caught:
         Technique.from_yaml("\n".join([*lines, "criteria: *a23"]))
     assert len(str(caught.value)) < 10_000

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import mutations, updates
 
 from secateur import SecateurError, Update
 
 
+@settings(deadline=None)
 @given(updates())
 def test_text_reads_back(update: Update) -> None:
     again = Update.parse(str(update))
@@ -74,6 +75,7 @@ def test_nothing_written_is_dropped(text: str) -> None:
         Update.parse(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20) | mutations(updates().map(str)))
 def test_nothing_but_secateur_errors_escapes(text: str) -> None:
     try:

@@ -196,6 +196,7 @@ def _per_example(
     return found
 
 
+@torch.enable_grad()
 def _hessian(
     model: nn.Module,
     weights: Sequence[PrunableWeight],
@@ -219,7 +220,7 @@ def _hessian(
             inner = torch.stack(
                 [(g * z).sum() for g, z in zip(gradients, signs, strict=True)]
             ).sum()
-            if not inner.requires_grad:
+            if not inner.requires_grad:  # a loss linear in the weights has no curvature
                 break
             curvatures = torch.autograd.grad(
                 inner, tensors, retain_graph=sample + 1 < HESSIAN_SAMPLES, allow_unused=True

@@ -34,7 +34,8 @@ from secateur.train.settings import Settings
 from secateur.train.watch import Watcher
 
 OUTPUTS = ("model.safetensors", "secateur.json", "metrics.json", "report.html")
-_CALIBRATION_BATCHES = 8
+_CALIBRATION_BATCHES = 4
+_LATENCY_SECONDS = 0.5
 
 
 def compress(
@@ -179,7 +180,9 @@ class _Run:
         dense, pruned = self.dense.cpu().eval(), self.pruned.network.cpu().eval()
         self.sparsifier.apply()
         masks = {name: mask.cpu() for name, mask in self.sparsifier.masks.items()}
-        latency = compare_latency({"before": dense, "after": pruned}, (self.example,))
+        latency = compare_latency(
+            {"before": dense, "after": pruned}, (self.example,), seconds=_LATENCY_SECONDS
+        )
         macs = observe(dense, lambda: dense(self.example)).macs
         last = self.sparsifier.last_result
         achieved = dict(report.achieved)

@@ -60,12 +60,16 @@ def fisher(evidence: Evidence) -> Tensor:
 
 @criterion(
     "hessian",
-    summary="h w^2 / 2 with the diagonal of the Hessian",
+    summary="|h| w^2 / 2 with the diagonal of the Hessian",
     source="LeCun et al. 1989 (OBD); diagonal after Hutchinson",
     needs=("hessian",),
     reduce="sum",
     aliases=("obd",),
 )
 def hessian(evidence: Evidence) -> Tensor:
-    """Return h w^2 / 2."""
-    return evidence.get("hessian") * evidence.weight.square() / 2
+    """Return |h| w^2 / 2.
+
+    At a minimum, where the method was derived, h is not negative and |h| is h; away from one, a
+    negative h would send the weights first whose removal changes the loss most.
+    """
+    return evidence.get("hessian").abs() * evidence.weight.square() / 2
