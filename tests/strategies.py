@@ -166,6 +166,8 @@ def techniques(draw: st.DrawFn) -> Technique:
     parts = [draw(axis()) for axis in (granularities, contexts, criteria, schedules)]
     if parts[1].pool == "row":
         parts[0] = Granularity.parse(draw(st.sampled_from(["weight", "kernel", "o h", "2:4"])))
+    if parts[0].block is not None and parts[3].mask.kind == "regrown":
+        parts[3] = Schedule("agp")
     try:
         return Technique(*parts, draw(updates()), draw(objectives()))
     except SecateurError as error:  # pragma: no cover - a strategy that builds invalid values

@@ -59,7 +59,7 @@ def test_a_mapping_is_a_context() -> None:
         ("groups", '"early"'),
         ('groups({"a": 3})', '["layer1.*"]'),
         ('groups({"a": ["b", 3]})', '["layer1.*"]'),
-        ('local(groups={"a": ["b"]})', "fraction between 0 and 1"),
+        ('local(groups={"a": ["b"]})', "has no 'groups'"),
         ("local(given)", '"layer1.*": 0.5'),
         ("local(keep=2)", "0.02"),
         ("global(keep=x)", "fraction between 0 and 1"),

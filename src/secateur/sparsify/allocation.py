@@ -33,11 +33,13 @@ def shares(
     claimed: float = 1.0,
     lamp_scores: Sequence[Tensor] = (),
     damage: Mapping[str, float] | None = None,
+    ends: tuple[str | None, str | None] | None = None,
 ) -> list[float]:
     """Return the share of each layer's units to remove so that their costs add up to ``amount``.
 
-    ``claimed`` is the schedule's share, by which given shares are multiplied. Where the layers
-    cannot give so much (each gives at most 1), every layer gives all that it may.
+    Where the layers cannot give so much (each gives at most 1), every layer gives all that it may.
+    ``claimed`` is the schedule's share, by which given shares are multiplied; ``ends`` names the
+    model's first convolution and last layer for uniform+, else they are looked for in ``layers``.
     """
     name = context.allocation
     if name == "given":
@@ -50,7 +52,9 @@ def shares(
     if name == "sensitivity":
         rates = [1 / (1e-3 + max(0.0, (damage or {})[layer.weight.name])) for layer in layers]
         return fill(rates, [layer.cost for layer in layers], amount)
-    limits = _limits_of_uniform_plus(layers) if name == "uniform_plus" else [1.0] * len(layers)
+    limits = [1.0] * len(layers)
+    if name == "uniform_plus":
+        limits = _limits_of_uniform_plus(layers, ends or ends_of([each.weight for each in layers]))
     return fill([1.0] * len(layers), [layer.cost for layer in layers], amount, limits)
 
 
@@ -98,13 +102,17 @@ def _erdos_renyi(weight: PrunableWeight, kernel: bool) -> float:
     return sum(sizes) / math.prod(sizes)
 
 
-def _limits_of_uniform_plus(layers: Sequence[Layer]) -> list[float]:
-    limits = [1.0] * len(layers)
-    limits[-1] = UNIFORM_PLUS_LAST
-    convolutions = [place for place, layer in enumerate(layers) if len(layer.weight.shape) > 3]
-    if convolutions:
-        limits[convolutions[0]] = 0.0
-    return limits
+def ends_of(weights: Sequence[PrunableWeight]) -> tuple[str | None, str | None]:
+    """Return the names of the first convolution and of the last layer."""
+    convolutions = [weight.name for weight in weights if len(weight.shape) > 3]
+    return (convolutions[0] if convolutions else None, weights[-1].name if weights else None)
+
+
+def _limits_of_uniform_plus(
+    layers: Sequence[Layer], ends: tuple[str | None, str | None]
+) -> list[float]:
+    limits = {ends[1]: UNIFORM_PLUS_LAST, ends[0]: 0.0}
+    return [limits.get(layer.weight.name, 1.0) for layer in layers]
 
 
 def _by_ranking(layers: Sequence[Layer], amount: float, scores: Sequence[Tensor]) -> list[float]:
@@ -146,8 +154,14 @@ def _given(context: Context, layers: Sequence[Layer], amount: float, claimed: fl
         for layer, share in zip(layers, written, strict=True)
         if share is not None
     )
-    limits = [1.0 if share is None else 0.0 for share in written]
     if amount < 0:
         return [0.0 if share is None else share for share in written]
+    if spent > amount * (1 + 1e-6) + 1e-6:
+        total = sum(layer.cost for layer in layers)
+        raise SecateurError(
+            f"the shares written in {context} remove {spent / total:.4g} of what is prunable, more "
+            f"than the budget's {amount / total:.4g}; give one of them"
+        )
+    limits = [1.0 if share is None else 0.0 for share in written]
     rest = fill([1.0] * len(layers), [layer.cost for layer in layers], amount - spent, limits)
     return [own if own is not None else other for own, other in zip(written, rest, strict=True)]

@@ -97,7 +97,12 @@ class Engine:
             claim = self._claim(claimed, schedule.time(progress), overhead)
             entries = self._entries(claim, removed, memory, statistics, generator)
             choice = choose(
-                self.technique, entries, claim.amount, claim.time, self.currency != "sparsity"
+                self.technique,
+                entries,
+                claim.amount,
+                claim.time,
+                exact_total=self.currency != "sparsity",
+                rising=claimed >= (memory.claimed or 0.0),
             )
             kept = _same_on_every_rank(choice.kept)
             self._write(masks, kept)
@@ -193,7 +198,13 @@ class Engine:
             ]
         layers = [Layer(entry.weight, entry.cost) for entry in entries]
         return shares(
-            self.technique.context, layers, claim.amount, claim.share, lamp, memory.damage
+            self.technique.context,
+            layers,
+            claim.amount,
+            claim.share,
+            lamp,
+            memory.damage,
+            self.setup.ends,
         )
 
     def _evidence(

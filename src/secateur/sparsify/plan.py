@@ -23,7 +23,7 @@ class Entry:
     ``scores`` and ``removed`` are [units]; ``growth`` scores removed units that may return;
     ``unit_cost`` is the cost of a complete unit, ``share`` the share of units to remove;
     ``ranked`` are the scores with what must go at -inf and what must stay at inf; ``gone`` counts
-    what is removed now.
+    what is removed now, and ``removed`` need not be looked at where it is 0.
     """
 
     weight: PrunableWeight
@@ -47,6 +47,12 @@ class Entry:
         """Return what each unit costs [units]."""
         return self.units.sizes() * (self.unit_cost / self.units.largest)
 
+    def spent(self) -> float:
+        """Return what the removed units cost together."""
+        if self.units.equal:
+            return self.gone * self.unit_cost
+        return float(self.costs()[self.removed.cpu()].sum())
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -56,31 +62,70 @@ class Choice:
     unmet: float
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How an update chooses, beside the scores: mask dynamics at a moment of the schedule.
+
+    ``exchanged`` is the share of survivors that regrowth exchanges; a ``rising`` permanent mask
+    gives nothing back.
+    """
+
+    technique: Technique
+    exchanged: float
+    rising: bool
+
+    @property
+    def kind(self) -> str:
+        """The mask dynamics: permanent, reselected or regrown."""
+        return self.technique.schedule.mask.kind
+
+    @property
+    def permanent(self) -> bool:
+        """Whether what is removed stays removed while the share rises."""
+        return self.kind == "permanent"
+
+    @property
+    def barred(self) -> bool:
+        """Whether n:m or a least share keeps some units from going."""
+        return self.technique.granularity.block is not None or self.technique.context.keep > 0
+
+
 def choose(
-    technique: Technique, entries: Sequence[Entry], amount: float, time: float, exact_total: bool
+    technique: Technique,
+    entries: Sequence[Entry],
+    amount: float,
+    time: float,
+    exact_total: bool,
+    rising: bool = False,
 ) -> Choice:
     """Choose the units to keep.
 
     ``amount`` is what all pools together should claim, ``time`` the schedule's own time, and
     ``exact_total`` asks for the nearest total instead of the nearest count in every layer.
+    ``rising`` says that the claim has not fallen since the last update.
     """
-    ready = [_restrict(technique, entry) for entry in entries]
-    kept: list[Tensor] = [torch.empty(0)] * len(entries)
-    unmet = 0.0
-    pools = _pools(technique, entries)
-    wanted = [sum(entries[place].share * entries[place].cost for place in pool) for pool in pools]
+    rules = Rules(technique, technique.schedule.mask.share_at(time), rising)
+    ready = [_restrict(rules, entry) for entry in entries]
+    pools = _pools(technique, ready)
+    wanted = [sum(ready[place].share * ready[place].cost for place in pool) for pool in pools]
+    if rules.permanent and rising:
+        spent = [sum(ready[place].spent() for place in pool) for pool in pools]
+        wanted = [max(claim, gone) for claim, gone in zip(wanted, spent, strict=True)]
     if exact_total and technique.context.pool != "row":
-        wanted = _nearest_total(entries, pools, wanted, amount)
+        wanted = _nearest_total(ready, pools, wanted, amount)
+    pooled = {place for pool in pools for place in pool}
+    outside = [place for place in range(len(ready)) if place not in pooled]
+    kept = {place: torch.ones_like(ready[place].removed) for place in outside}
+    unmet = sum(ready[place].share * ready[place].cost for place in outside)
     for pool, claim in zip(pools, wanted, strict=True):
         members = [ready[place] for place in pool]
         if technique.context.pool == "row":
-            chosen, missed = _choose_rows(technique, members[0], time)
+            chosen, missed = _choose_rows(rules, members[0])
         else:
-            chosen, missed = _choose_pool(technique, members, claim, time)
+            chosen, missed = _choose_pool(rules, members, claim)
         unmet += missed
-        for place, mask in zip(pool, chosen, strict=True):
-            kept[place] = mask
-    return Choice(kept, unmet)
+        kept.update(zip(pool, chosen, strict=True))
+    return Choice([kept[place] for place in range(len(ready))], unmet)
 
 
 def _pools(technique: Technique, entries: Sequence[Entry]) -> list[list[int]]:
@@ -93,7 +138,7 @@ def _pools(technique: Technique, entries: Sequence[Entry]) -> list[list[int]]:
     if context.pool == "isomorphic":
         kinds: dict[tuple[object, ...], list[int]] = {}
         for place, entry in enumerate(entries):
-            kinds.setdefault((entry.weight.kind, entry.units.largest), []).append(place)
+            kinds.setdefault((entry.weight.kind, entry.units.extent), []).append(place)
         return list(kinds.values())
     grouped: list[list[int]] = []
     taken: set[int] = set()
@@ -110,15 +155,15 @@ def _pools(technique: Technique, entries: Sequence[Entry]) -> list[list[int]]:
     return grouped
 
 
-def _restrict(technique: Technique, entry: Entry) -> Entry:
+def _restrict(rules: Rules, entry: Entry) -> Entry:
     """Give an infinite score to units that may not go (n:m, the least share kept)."""
     scores = entry.scores
-    if technique.schedule.mask.kind == "permanent" and entry.gone:
+    if rules.kind != "reselected" and entry.gone:
         scores = scores.masked_fill(entry.removed, -torch.inf)
-    if technique.granularity.block is not None:
-        allowed = removable(scores, entry.weight, technique.granularity)
+    if rules.technique.granularity.block is not None:
+        allowed = removable(scores, entry.weight, rules.technique.granularity)
         scores = scores.masked_fill(~allowed, torch.inf)
-    least = math.ceil(technique.context.keep * entry.units.count - 1e-9)
+    least = math.ceil(rules.technique.context.keep * entry.units.count - 1e-9)
     if least:
         barred = keep_highest([scores], entry.units.count - least)[0]
         scores = scores.masked_fill(barred, torch.inf)
@@ -126,39 +171,38 @@ def _restrict(technique: Technique, entry: Entry) -> Entry:
 
 
 def _choose_pool(
-    technique: Technique, members: Sequence[Entry], claim: float, time: float
+    rules: Rules, members: Sequence[Entry], claim: float
 ) -> tuple[list[Tensor], float]:
+    """Choose within one pool: by count where all units cost the same, else by cost."""
+    if rules.kind == "regrown" and any(entry.gone for entry in members):
+        return _regrow(rules, members, claim)
     prices = {entry.unit_cost for entry in members}
     if len(prices) > 1 or not all(entry.units.equal for entry in members):
-        return _choose_priced(technique, members, claim)
+        return _choose_priced(rules, members, claim)
     price = prices.pop()
     total = sum(entry.units.count for entry in members)
     count = min(total, round(claim / price)) if price else 0
-    gone = [entry.gone for entry in members]
-    dynamics = technique.schedule.mask
-    if dynamics.kind == "regrown" and any(gone):
-        return _regrow(members, total - count, dynamics.share_at(time)), 0.0
-    scores = _fall_back(technique, members, count < sum(gone))
-    found = min(count, _able(technique, scores, total))
+    scores = _competing(rules, members, count < sum(entry.gone for entry in members))
+    able = total
+    if rules.barred:
+        able = sum(count_true(part < torch.inf) for part in scores)
+    found = min(count, able)
     return keep_highest(scores, found), (count - found) * price
 
 
-def _able(technique: Technique, scores: Sequence[Tensor], total: int) -> int:
-    """Count the units that may go: all, unless n:m or a least share bars some."""
-    if technique.granularity.block is None and not technique.context.keep:
-        return total
-    return sum(count_true(part < torch.inf) for part in scores)
-
-
 def _choose_priced(
-    technique: Technique, members: Sequence[Entry], claim: float
+    rules: Rules, members: Sequence[Entry], claim: float
 ) -> tuple[list[Tensor], float]:
     """Choose among units of unequal cost: the lowest go until their costs reach the claim."""
+    spent = sum(entry.spent() for entry in members)
+    scores = _competing(rules, members, claim < spent - 1e-6 * max(1.0, spent))
+    return _within(members, scores, claim)
+
+
+def _within(
+    members: Sequence[Entry], scores: Sequence[Tensor], claim: float
+) -> tuple[list[Tensor], float]:
     costs = [entry.costs() for entry in members]
-    spent = sum(
-        float(cost[entry.removed.cpu()].sum()) for cost, entry in zip(costs, members, strict=True)
-    )
-    scores = _fall_back(technique, members, claim < spent)
     kept = keep_within(scores, costs, claim)
     found = sum(float(cost[~mask.cpu()].sum()) for cost, mask in zip(costs, kept, strict=True))
     coarsest = max((float(cost.max()) for cost in costs if len(cost)), default=0.0)
@@ -166,14 +210,40 @@ def _choose_priced(
     return kept, missed if missed > coarsest / 2 + 1e-6 * max(1.0, claim) else 0.0
 
 
-def _fall_back(technique: Technique, members: Sequence[Entry], falling: bool) -> list[Tensor]:
+def _competing(rules: Rules, members: Sequence[Entry], falling: bool) -> list[Tensor]:
     """Where a permanent mask has to give units back, only those that are removed compete."""
-    if not (falling and technique.schedule.mask.kind == "permanent"):
+    if not (falling and rules.permanent and not rules.rising):
         return [entry.ranked for entry in members]
     return [entry.scores.masked_fill(~entry.removed, torch.inf) for entry in members]
 
 
-def _choose_rows(technique: Technique, entry: Entry, time: float) -> tuple[list[Tensor], float]:
+def _regrow(rules: Rules, members: Sequence[Entry], claim: float) -> tuple[list[Tensor], float]:
+    """Remove more than is claimed, then let the removed units of highest growth return.
+
+    The lowest survivors give way until ``exchanged`` of what may stay has gone as well.
+    """
+    total = sum(entry.cost for entry in members)
+    extra = rules.exchanged * max(0.0, total - claim)
+    prices = {entry.unit_cost for entry in members}
+    if len(prices) == 1 and prices != {0.0}:
+        price = prices.pop()
+        extra = math.floor(rules.exchanged * round((total - claim) / price) + 1e-9) * price
+        claim = round(claim / price) * price
+    survivors, _ = _within(members, [entry.ranked for entry in members], claim + extra)
+    growth = [
+        _growth(entry).masked_fill(kept, torch.inf)
+        for entry, kept in zip(members, survivors, strict=True)
+    ]
+    return _within(members, growth, claim)
+
+
+def _growth(entry: Entry) -> Tensor:
+    if entry.growth is None:
+        raise LookupError("regrowth was asked for without growth scores")
+    return entry.growth
+
+
+def _choose_rows(rules: Rules, entry: Entry) -> tuple[list[Tensor], float]:
     """Remove the same number of units from every output of one weight."""
     per_row = entry.units.per_output
     if not entry.units.equal:
@@ -181,57 +251,25 @@ def _choose_rows(technique: Technique, entry: Entry, time: float) -> tuple[list[
             f"{entry.weight.name}: the tile does not divide a row, so rows cannot compete evenly"
         )
     scores = entry.ranked.reshape(-1, per_row)
-    count = min(per_row, round(entry.share * per_row))
     removed = entry.removed.reshape(-1, per_row)
-    dynamics = technique.schedule.mask
-    if dynamics.kind == "regrown" and bool(removed.any()):
-        rows = range(len(scores))
-        growth = None if entry.growth is None else entry.growth.reshape(-1, per_row)
-        kept = [
-            _regrow_vector(
-                scores[row], removed[row], None if growth is None else growth[row],
-                per_row - count, dynamics.share_at(time),
-            )
-            for row in rows
-        ]  # fmt: skip
-        return [torch.cat(kept)], 0.0
-    falling = technique.schedule.mask.kind == "permanent" and count < int(removed.sum(1).max())
-    if falling:
-        scores = entry.scores.reshape(-1, per_row).masked_fill(~removed, torch.inf)
-    able = int((scores < torch.inf).sum(1).min())
-    found = min(count, able)
+    count = min(per_row, round(entry.share * per_row))
+    if rules.kind == "regrown" and entry.gone:
+        extra = math.floor(rules.exchanged * (per_row - count) + 1e-9)
+        able = int((scores < torch.inf).sum(1).min())
+        survivors = keep_highest_rows(scores, min(per_row, count + extra, able))
+        growth = _growth(entry).reshape(-1, per_row).masked_fill(survivors, torch.inf)
+        found = min(count, able)
+        missed = (count - found) * len(scores) * entry.unit_cost
+        return [keep_highest_rows(growth, found).reshape(-1)], missed
+    most = int(removed.sum(1).max()) if entry.gone else 0
+    if count < most and rules.permanent:
+        if rules.rising:
+            count = most
+        else:
+            scores = entry.scores.reshape(-1, per_row).masked_fill(~removed, torch.inf)
+    found = min(count, int((scores < torch.inf).sum(1).min()) if rules.barred else per_row)
     missed = (count - found) * len(scores) * entry.unit_cost
     return [keep_highest_rows(scores, found).reshape(-1)], missed
-
-
-def _regrow(members: Sequence[Entry], keep: int, exchanged: float) -> list[Tensor]:
-    growth = [entry.growth for entry in members]
-    kept = _regrow_vector(
-        torch.cat([entry.ranked for entry in members]),
-        torch.cat([entry.removed for entry in members]),
-        torch.cat([part for part in growth if part is not None]) if growth[0] is not None else None,
-        keep,
-        exchanged,
-    )
-    return list(kept.split([entry.units.count for entry in members]))
-
-
-def _regrow_vector(
-    scores: Tensor, removed: Tensor, growth: Tensor | None, keep: int, exchanged: float
-) -> Tensor:
-    """Keep the best of the alive units, then let others grow until ``keep`` units live.
-
-    As many as ``exchanged`` times the smaller of the alive and the wanted number are exchanged.
-    """
-    alive = ~removed
-    number = int(torch.count_nonzero(alive))
-    staying = min(keep, number) - int(exchanged * min(keep, number))
-    ranked = scores.masked_fill(removed, -torch.inf)
-    kept = keep_highest([ranked], len(scores) - staying)[0]
-    if growth is None:
-        raise LookupError("regrowth was asked for without growth scores")
-    candidates = growth.masked_fill(kept, torch.inf)
-    return keep_highest([candidates], len(scores) - keep)[0]
 
 
 def _nearest_total(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from secateur.technique.criteria import (
     Evidence,
 )
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 def score_units(
     criterion: Criterion, evidence: Evidence, units: Units, removing: int = 0
@@ -25,9 +30,10 @@ def score_units(
     ``removing`` is the number of units that the budget takes from this weight, which some
     modifiers ask for. Half precision is scored in float32.
     """
+    evidence = _widen_all(evidence)
     if criterion.inner is not None:
         inner = score_units(criterion.inner, evidence, units, removing)
-        rows, _ = units.rows(widen(evidence.weight))
+        rows, _ = units.rows(evidence.weight)
         modify = MODIFIERS.get(criterion.name).function
         scores = modify(inner, rows, removing, **dict(criterion.parameters))
     else:
@@ -41,9 +47,9 @@ def _plain_scores(criterion: Criterion, evidence: Evidence, units: Units) -> Ten
     record = CRITERIA.get(criterion.name)
     parameters = dict(criterion.parameters)
     if record.level == "unit":
-        rows, _ = units.rows(widen(evidence.weight))
-        return widen(record.function(rows, evidence, **parameters))
-    scores = widen(record.function(evidence, **parameters))
+        rows, _ = units.rows(evidence.weight)
+        return record.function(rows, evidence, **parameters)
+    scores = record.function(evidence, **parameters)
     name = criterion.reduce or record.reduce
     if units.single and name in ("mean", "sum", "max", "min"):
         return scores.expand(units.shape).reshape(-1)
@@ -51,9 +57,18 @@ def _plain_scores(criterion: Criterion, evidence: Evidence, units: Units) -> Ten
     return REDUCERS.get(name).function(rows, counts)
 
 
+def _widen_all(evidence: Evidence) -> Evidence:
+    """Widen every tensor, so that products and squares are computed in at least float32."""
+    if evidence.weight.dtype not in _HALF:
+        return evidence
+    known = {each.name: getattr(evidence, each.name) for each in fields(evidence)}
+    tensors: dict[str, Any] = {k: widen(v) for k, v in known.items() if isinstance(v, Tensor)}
+    return replace(evidence, **tensors)
+
+
 def widen(tensor: Tensor) -> Tensor:
     """Return at least float32, so that half-precision scores do not overflow or tie."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def refuse_nan(scores: Tensor, name: str, weight: Tensor, criterion: Criterion) -> None:

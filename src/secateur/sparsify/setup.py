@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import SecateurError
+from secateur.sparsify.allocation import ends_of
 from secateur.sparsify.budget import Budget, Ledger
 from secateur.sparsify.capabilities import lacks
 from secateur.sparsify.units import Units, check_blocks
@@ -36,13 +37,17 @@ class Prunable:
 
 @dataclass(frozen=True)
 class Setup:
-    """A request that can be carried out: what is pruned, for how much, and what was passed over."""
+    """A request that can be carried out: what is pruned, for how much, and what was passed over.
+
+    ``ends`` names the model's first convolution and its last layer, pruned or not.
+    """
 
     prunables: tuple[Prunable, ...]
     budget: Budget | None
     ledger: Ledger
     passed_over: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    ends: tuple[str | None, str | None] = (None, None)
 
 
 def prepare(
@@ -95,7 +100,9 @@ def prepare(
     if example_inputs is not None:
         usage = observe(model, lambda: model(*example_inputs))
         ledger = Ledger.of(model, usage.by_parameter, usage.macs)
-    return Setup(prunables, budget, ledger, tuple(passed_over), tuple(notes))
+    return Setup(
+        prunables, budget, ledger, tuple(passed_over), tuple(notes), ends_of(found.weights)
+    )
 
 
 def _check_data(technique: Technique, data: Iterable[Any] | None) -> None:

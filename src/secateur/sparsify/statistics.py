@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.errors import SecateurError
+from secateur.sparsify.scoring import widen
 from secateur.structure.usage import evaluating, observe
 from secateur.structure.weights import PrunableWeight
 
@@ -126,7 +128,7 @@ def _input_norms(
         norms[weight.name] = squares
     totals = _over_ranks(list(norms.values()), mean=False)
     return {
-        weight.name: _by_input(weight, total.sqrt().to(parameters[weight.parameter].dtype))
+        weight.name: _by_input(weight, total.sqrt().to(widen(parameters[weight.parameter]).dtype))
         for weight, total in zip(weights, totals, strict=True)
     }
 
@@ -141,7 +143,7 @@ def _gradients(
     model: nn.Module, weights: Sequence[PrunableWeight], batches: Iterable[Any], loss: Loss | None
 ) -> dict[str, Tensor]:
     names, tensors = _wanted(model, weights)
-    totals = [torch.zeros_like(tensor) for tensor in tensors]
+    totals = [widen(torch.zeros_like(tensor)) for tensor in tensors]
     count = 0
     for batch in batches:
         count += 1
@@ -174,7 +176,7 @@ def _per_example(
         gradients = dict(zip(names, _grads(model, tensors, example, loss), strict=True))
         count += 1
         for weight in weights:
-            gradient = weight.view(gradients[weight.parameter])
+            gradient = widen(weight.view(gradients[weight.parameter]))
             if "fisher" in asked:
                 squares[weight.name] = squares[weight.name].to(gradient) + gradient.square()
             if "output_taylor" in asked:
@@ -197,6 +199,7 @@ def _per_example(
 
 
 @torch.enable_grad()
+@sdpa_kernel(SDPBackend.MATH)  # the fused attention kernels have no second derivative
 def _hessian(
     model: nn.Module,
     weights: Sequence[PrunableWeight],
@@ -206,7 +209,7 @@ def _hessian(
 ) -> dict[str, Tensor]:
     """Estimate the diagonal as the mean of z * (H z) over random signs z (Hutchinson)."""
     names, tensors = _wanted(model, weights)
-    totals = [torch.zeros_like(tensor) for tensor in tensors]
+    totals = [widen(torch.zeros_like(tensor)) for tensor in tensors]
     generator = torch.Generator().manual_seed(seed)
     count = 0
     for batch in batches:

@@ -34,7 +34,10 @@ class Units:
         named = tuple(
             either if letter == "g" else letter in granularity.named for letter in letters
         )
-        tiles = tuple(1 if letter == "g" else granularity.tile(letter) for letter in letters)
+        tiles = tuple(
+            1 if letter == "g" else min(size, granularity.tile(letter))
+            for letter, size in zip(letters, weight.shape, strict=True)
+        )
         return cls(weight.shape, named, tiles)
 
     @property
@@ -61,12 +64,17 @@ class Units:
         return all(size % tile == 0 for size, tile in zip(self.shape, self.tiles, strict=True))
 
     @property
-    def largest(self) -> int:
-        """Number of weights of a complete unit."""
-        return math.prod(
-            min(size, tile) if named else size
+    def extent(self) -> tuple[int, ...]:
+        """Shape of a complete unit: how far it reaches along each dimension."""
+        return tuple(
+            tile if named else size
             for size, named, tile in zip(self.shape, self.named, self.tiles, strict=True)
         )
+
+    @property
+    def largest(self) -> int:
+        """Number of weights of a complete unit."""
+        return math.prod(self.extent)
 
     def sizes(self) -> Tensor:
         """Return the number of weights of each unit [units], int64."""
@@ -101,7 +109,13 @@ class Units:
         first = [2 * dim for dim, named in enumerate(self.named) if named]
         rest = [dim for dim in range(len(split)) if dim not in first]
         rows = full.permute(*first, *rest).reshape(self.count, -1)
-        return rows, None if self.equal else self.sizes().to(rows)[:, None]
+        if self.equal:
+            return rows, None
+        real = functional.pad(torch.ones(self.shape, device=full.device), padding).reshape(split)
+        inside = real.permute(*first, *rest).reshape(self.count, -1)
+        # Tiles along several axes leave their padding in between; it is brought to the end.
+        order = torch.argsort(inside, dim=1, descending=True, stable=True)
+        return rows.gather(1, order), inside.sum(1, keepdim=True).to(rows)
 
     def spread(self, units: Tensor) -> Tensor:
         """Give every weight the value of its unit: [units] to the weight's layout (a view)."""
@@ -127,9 +141,10 @@ class Units:
 
 def check_blocks(weight: PrunableWeight, granularity: Granularity) -> None:
     """Refuse n:m where m does not divide the axis, unless the remainder is to be kept dense."""
-    if granularity.block is None or granularity.along not in weight.axes:
+    if granularity.block is None:
         return
-    extent = weight.shape[weight.axes.index(granularity.along)]
+    there = granularity.along in weight.axes
+    extent = weight.shape[weight.axes.index(granularity.along)] if there else 1
     if extent % granularity.block and granularity.remainder == "error":
         nm = f"{granularity.kept}:{granularity.block}"
         raise SecateurError(

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from secateur.errors import SecateurError, suggestion
-from secateur.technique.syntax import Call, Table, format_call, format_value, parse_value
+from secateur.technique.syntax import (
+    Call,
+    Table,
+    bind,
+    format_call,
+    format_value,
+    parse_value,
+)
 
 POOLS: dict[str, str] = {
     "row": "units of one output compete",
@@ -102,10 +110,11 @@ class Context:
 
 def check_share(value: Any, what: str) -> float:
     """Return a share in [0, 1], or say what is wrong with it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) <= 1:
         shown = format_value(value) if not isinstance(value, str) else f"'{value}'"
         hint = ""
-        if isinstance(value, (int, float)) and 1 < value <= 100:
+        if number and 1 < value <= 100:
             hint = f"; for {value} percent write {value / 100:g}"
         raise SecateurError(f"{what} is {shown}: expected a fraction between 0 and 1{hint}")
     return float(value)
@@ -121,22 +130,26 @@ def _from_call(call: Call, text: str) -> Context:
     pool = _ALIASES.get(call.name, call.name)
     if pool not in POOLS:
         raise SecateurError(f"unknown context '{text}': {suggestion(call.name, POOLS)}")
+    accepted = ("groups", "allocation", "keep") if pool == "groups" else ("allocation", "keep")
+    given = bind(call, accepted, "context", ordered=len(accepted) - 1)
     found: dict[str, Any] = {"pool": pool}
-    values = [("", value) for value in call.arguments] + list(call.keywords)
-    for key, value in values:
-        if key == "keep":
-            found["keep"] = check_share(value, "keep")
-        elif key not in ("", "allocation", "groups"):
-            raise SecateurError(
-                f"'{text}': {pool} has no '{key}'; {suggestion(key, ['allocation', 'keep'])}"
-            )
-        elif isinstance(value, Table) and pool == "groups" and "groups" not in found:
-            found["groups"] = tuple((name, _patterns(name, items)) for name, items in value.pairs)
-        elif isinstance(value, Table):
-            found.update(allocation="given", given=_given(value))
-        else:
-            word = value.name if isinstance(value, Call) else str(value)
-            found["allocation"] = _ALIASES.get(word, word)
+    if "keep" in given:
+        found["keep"] = check_share(given["keep"], "keep")
+    if "groups" in given:
+        if not isinstance(given["groups"], Table):
+            raise SecateurError('groups need names and patterns: groups({"early": ["layer1.*"]})')
+        pairs = given["groups"].pairs
+        found["groups"] = tuple((name, _patterns(name, items)) for name, items in pairs)
+    allocation = given.get("allocation")
+    if isinstance(allocation, Table):
+        found.update(allocation="given", given=_given(allocation))
+    elif allocation is not None:
+        name = (
+            allocation.name
+            if allocation == Call(getattr(allocation, "name", ""))
+            else (allocation if isinstance(allocation, str) else format_value(allocation))
+        )
+        found["allocation"] = _ALIASES.get(name, name)
     return Context(**found)
 
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from secateur.errors import SecateurError, suggestion
-from secateur.technique.syntax import Call, format_call, parse_call
+from secateur.technique.syntax import Call, bind, format_call, parse_call, word
 
 AXES = ("o", "i", "d", "h", "w")
 
@@ -58,6 +58,7 @@ _WORDS = {
 }
 _NM = re.compile(r"(\d+):(\d+)\s*(?:\((.*)\))?")
 _TILE = re.compile(r"\(\s*([a-z])\s+(\d+)\s*\)|(!?)([a-z])(?![a-z_])|(\S+)")
+_MOST_DIGITS = 9
 REMAINDERS = ("error", "keep")
 
 
@@ -181,18 +182,17 @@ def _parse_nm(text: str, match: re.Match[str]) -> Granularity:
     along, remainder = "i", "error"
     if match.group(3) is not None:
         call = parse_call(f"nm({match.group(3)})", "granularity")
-        for key, value in (*(("along", value) for value in call.arguments), *call.keywords):
-            word = value.name if isinstance(value, Call) else str(value)
-            if key == "along":
-                along = word
-            elif key == "remainder":
-                remainder = word
-            else:
-                raise SecateurError(
-                    f"'{text}': n:m has no '{key}'; {suggestion(key, ['along', 'remainder'])}"
-                )
-    kept, block = int(match.group(1)), int(match.group(2))
+        found = bind(call, ("along", "remainder"), "granularity", ordered=1)
+        along = word(found.get("along", along), f"'{text}': along")
+        remainder = word(found.get("remainder", remainder), f"'{text}': remainder")
+    kept, block = _length(match.group(1)), _length(match.group(2))
     return Granularity(frozenset(AXES), (), kept, block, along, remainder)
+
+
+def _length(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise SecateurError(f"the length {digits[:12]}... has too many digits")
+    return int(digits)
 
 
 def _parse_axes(text: str) -> Granularity:
@@ -217,7 +217,7 @@ def _parse_axes(text: str) -> Granularity:
             continue
         named.append(axis)
         if tiled:
-            if int(length) < 1:
+            if _length(length) < 1:
                 raise SecateurError(f"granularity '{text}': a tile needs a length of at least 1")
             if int(length) > 1:
                 tiles.append((axis, int(length)))

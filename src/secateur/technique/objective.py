@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import SecateurError, suggestion
-from secateur.technique.syntax import Call, format_call, parse_call
+from secateur.technique.syntax import Call, bind, format_call, format_value, parse_call
 
 OBJECTIVES: dict[str, str] = {
     "none": "nothing is added to the loss",
@@ -52,15 +52,10 @@ class Objective:
             raise SecateurError(
                 f"unknown objective '{call.name}': {suggestion(call.name, OBJECTIVES)}"
             )
-        found: dict[str, Any] = {}
-        for key, value in (*(("weight", value) for value in call.arguments), *call.keywords):
-            if key not in ("weight", "schedule"):
-                raise SecateurError(
-                    f"objective has no '{key}': {suggestion(key, ['weight', 'schedule'])}"
-                )
-            found[key] = str(value) if key == "weight" and isinstance(value, Call) else value
-            if key == "schedule" and isinstance(value, Call):
-                found[key] = format_call(value.name, value.arguments, dict(value.keywords))
+        found = bind(call, ("weight", "schedule"), "objective", ordered=1)
+        if "schedule" in found:
+            written = found["schedule"]
+            found["schedule"] = written if isinstance(written, str) else format_value(written)
         return cls(call.name, **found)
 
     def words(self) -> str:

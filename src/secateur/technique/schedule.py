@@ -15,7 +15,7 @@ from typing import Any
 from secateur.errors import SecateurError, suggestion
 from secateur.technique.context import check_share
 from secateur.technique.registry import Registry
-from secateur.technique.syntax import Call, format_call, parse_call
+from secateur.technique.syntax import Call, bind, count, format_call, parse_call, word
 
 Curve = Callable[..., float]
 
@@ -76,6 +76,7 @@ def iterative(t: float, n: int = 3) -> float:
     >>> [round(iterative(t), 3) for t in (0.0, 0.2, 0.5, 1.0)]
     [0.0, 0.333, 0.667, 1.0]
     """
+    count(n, "n")
     return math.ceil(round(t * n, 9)) / n
 
 
@@ -132,6 +133,11 @@ def one_cycle(t: float, alpha: float = 14.0, beta: float = 6.0, exact: bool = Fa
 @schedule("piecewise", summary="straight lines through the points [[t, s], ...]")
 def piecewise(t: float, points: tuple[tuple[float, float], ...] = ((0, 0), (1, 1))) -> float:
     """Return the value at t of straight lines through (t, s) points with rising t."""
+    times = [float(place) for place, _ in points]
+    if times != sorted(times) or any(
+        not 0 <= float(value) <= 1 for pair in points for value in pair
+    ):
+        raise SecateurError("its points need rising times, and times and shares from 0 to 1")
     before, after = points[0], points[-1]
     if t <= before[0]:
         return float(before[1])
@@ -189,14 +195,9 @@ class MaskDynamics:
             return value
         call = value if isinstance(value, Call) else parse_call(str(value), "mask dynamics")
         accepted = ("by", "share", "decay") if call.name == "regrown" else ()
-        found: dict[str, Any] = {}
-        for key, item in (*zip(accepted, call.arguments, strict=False), *call.keywords):
-            if key not in accepted:
-                raise SecateurError(
-                    f"mask dynamics '{call.name}' has no '{key}'"
-                    + (f": {suggestion(key, accepted)}" if accepted else "")
-                )
-            found[key] = item.name if isinstance(item, Call) else item
+        found = bind(call, accepted, "mask dynamics")
+        for key in set(found) & {"by", "decay"}:
+            found[key] = word(found[key], f"{key} of {call.name}")
         return cls(call.name, **found)
 
     def __str__(self) -> str:
@@ -241,9 +242,9 @@ class Schedule:
             check_share(share, f"schedule {self.curve}: {what}")
         if self.start > self.end or (self.start == self.end and self.curve != "one_shot"):
             raise SecateurError(f"schedule {self.curve}: start={self.start:g} is not before end")
-        for count, what in ((self.every, "every"), (self.epochs, "epochs")):
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise SecateurError(f"schedule {self.curve}: {what}={count} is not a count >= 1")
+        for number, what in ((self.every, "every"), (self.epochs, "epochs")):
+            if number is not None:
+                count(number, f"schedule {self.curve}: {what}")
         if self.epochs is not None and self.every is not None:
             raise SecateurError(f"schedule {self.curve}: give every= or epochs=, not both")
 
@@ -257,15 +258,11 @@ class Schedule:
         """Build a schedule from a parsed call."""
         record = CURVES.get(call.name)
         names = [name for name, _ in record.parameters]
-        if len(call.arguments) > len(names):
-            raise SecateurError(f"schedule '{record.name}' takes {len(names)} values without a key")
-        placed: dict[str, Any] = {}
-        own: dict[str, Any] = dict(zip(names, call.arguments, strict=False))
-        for key, value in call.keywords:
-            if key in _PLACEMENT:
-                placed[key] = MaskDynamics.from_value(value) if key == "mask" else value
-            else:
-                own[key] = value
+        given = bind(call, (*names, *_PLACEMENT), "schedule", ordered=len(names))
+        own = {key: value for key, value in given.items() if key in names}
+        placed = {key: value for key, value in given.items() if key in _PLACEMENT}
+        if "mask" in placed:
+            placed["mask"] = MaskDynamics.from_value(placed["mask"])
         return cls(record.name, tuple(own.items()), **placed)
 
     @classmethod
@@ -301,9 +298,9 @@ class Schedule:
         """Say in words when the budget is claimed."""
         summary = "a function of your own" if self.function else CURVES.get(self.curve).summary
         said = f"{summary}; from {self.start:.3g} to {self.end:.3g} of training"
-        for count, unit in ((self.epochs, "epochs"), (self.every, "steps")):
-            if count is not None:
-                said += f", an update every {f'{count} {unit}' if count > 1 else unit[:-1]}"
+        for number, unit in ((self.epochs, "epochs"), (self.every, "steps")):
+            if number is not None:
+                said += f", an update every {f'{number} {unit}' if number > 1 else unit[:-1]}"
         return f"{said}; {MASKS[self.mask.kind]}"
 
     def __str__(self) -> str:
@@ -331,9 +328,13 @@ def _parameters(record: CurveRecord, given: dict[str, Any]) -> tuple[tuple[str, 
                 f"schedule '{record.name}' has no '{key}': {suggestion(key, accepted)}"
             )
     complete = {key: given.get(key, default) for key, default in defaults.items()}
+    shown = format_call(record.name, (), complete)
     try:
-        record.function(0.0, **complete), record.function(1.0, **complete)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError, IndexError) as error:
-        shown = format_call(record.name, (), complete)
+        values = [float(record.function(t, **complete)) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise SecateurError(f"schedule {shown} cannot be computed: {error}") from error
+    if not all(-1e-9 <= value <= 1 + 1e-9 for value in values):
+        raise SecateurError(
+            f"schedule {shown} leaves the range 0 to 1: {min(values)} to {max(values)}"
+        )
     return tuple(complete.items())

@@ -9,12 +9,13 @@ The grammar, for every part of a technique except the granularity's axes::
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, suggestion
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
@@ -24,6 +25,7 @@ _TOKEN = re.compile(
 )
 _WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 _MOST_CHARACTERS = 20_000
+_MOST_DIGITS = 300
 _DEEPEST = 32
 
 
@@ -54,6 +56,43 @@ def parse_call(text: str, what: str) -> Call:
         return Call("none")
     if not isinstance(value, Call):
         raise SecateurError(f"cannot read {what} '{text}': expected a name such as name(key=value)")
+    return value
+
+
+def bind(
+    call: Call, accepted: Sequence[str], what: str, ordered: int | None = None
+) -> dict[str, Any]:
+    """Give the values of a call their names; the first ``ordered`` may come without a key.
+
+    Raises SecateurError for too many values, unknown keys, and keys given twice.
+    """
+    most = len(accepted) if ordered is None else ordered
+    if len(call.arguments) > most:
+        raise SecateurError(f"{what} '{call.name}' takes {most} values without a key")
+    found: dict[str, Any] = dict(zip(accepted, call.arguments, strict=False))
+    for key, value in call.keywords:
+        if key not in accepted:
+            hint = f": {suggestion(key, accepted)}" if accepted else ", nor any other key"
+            raise SecateurError(f"{what} '{call.name}' has no '{key}'{hint}")
+        if key in found:
+            raise SecateurError(f"{what} '{call.name}': '{key}' is given twice")
+        found[key] = value
+    return found
+
+
+def word(value: Any, what: str) -> str:
+    """Return a bare or quoted word, or say that something else stands there."""
+    if isinstance(value, Call) and not value.arguments and not value.keywords:
+        return value.name
+    if isinstance(value, str):
+        return value
+    raise SecateurError(f"{what} is {format_value(value)}: expected a word")
+
+
+def count(value: Any, what: str, least: int = 1) -> int:
+    """Return a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SecateurError(f"{what}={format_value(value)} is not a count >= {least}")
     return value
 
 
@@ -146,7 +185,7 @@ class _Parser:
             self.fail("it is nested too deeply")
         kind, token = self.take()
         if kind == "number":
-            return float(token) if re.search(r"[.eE]", token) else int(token)
+            return self.number(token)
         if kind == "string":
             return self.string(token)
         if kind == "name":
@@ -158,6 +197,14 @@ class _Parser:
         if token != "{":
             self.fail(f"'{token}' stands where a value should")
         return self.table(depth)
+
+    def number(self, token: str) -> int | float:
+        if len(token) > _MOST_DIGITS:
+            self.fail(f"the number {token[:12]}... has too many digits")
+        value = float(token) if re.search(r"[.eE]", token) else int(token)
+        if not math.isfinite(value):
+            self.fail(f"the number {token} is too large")
+        return value
 
     def string(self, token: str) -> str:
         if token[0] == '"':

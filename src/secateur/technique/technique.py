@@ -18,6 +18,7 @@ from secateur.technique.schedule import Schedule
 from secateur.technique.syntax import split_parts
 from secateur.technique.update import Update
 
+_LARGEST_YAML = 64_000
 _EXAMPLE = "filter | global | magnitude | one_cycle"
 
 
@@ -89,29 +90,35 @@ class Technique:
 
         Missing parts take their defaults; raises SecateurError for unknown keys.
         """
-        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        text = _read_file(source) if isinstance(source, Path) else source
+        if len(text) > _LARGEST_YAML:
+            raise SecateurError(f"a technique in YAML of {len(text)} characters is too long")
         try:
-            found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            first = str(error).splitlines()[0]
+            # BaseLoader builds nothing but texts, so that 2:4 stays 2:4 and no tag runs code.
+            found = yaml.load(text, Loader=yaml.BaseLoader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
             raise SecateurError(f"the technique is not YAML: {first}") from error
         if isinstance(found, str):
             return cls.parse(found)
         if not isinstance(found, dict):
             raise SecateurError(f"a technique in YAML is a mapping with the keys {_part_names()}")
-        for key in found:
+        for key, value in found.items():
             if key not in _part_names():
                 raise SecateurError(
-                    f"a technique has no part '{key}': {suggestion(str(key), _part_names())}"
+                    f"a technique has no part '{key}': {suggestion(key, _part_names())}"
                 )
-        return cls(
-            **{key: value if key == "context" else str(value) for key, value in found.items()}
-        )
+            if not value or not isinstance(value, (str, dict if key == "context" else str)):
+                raise SecateurError(f"the part '{key}' of a technique is a text; leave it out or "
+                                    "write one")  # fmt: skip
+        if isinstance(found.get("context"), dict):
+            found["context"] = {name: _number(v) for name, v in found["context"].items()}
+        return cls(**found)
 
     def to_yaml(self) -> str:
         """Write YAML that ``from_yaml`` reads back as an equal technique."""
         parts = {name: str(getattr(self, name)) for name in _part_names()}
-        return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True, width=1000)
+        return yaml.safe_dump(parts, sort_keys=False, allow_unicode=False, width=1000)
 
     def words(self) -> list[str]:
         """Say in words what the technique does, one sentence per part."""
@@ -133,6 +140,22 @@ class Technique:
 
 def _part_names() -> list[str]:
     return [field.name for field in fields(Technique)]
+
+
+def _read_file(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST_YAML:
+            raise SecateurError(f"{path} is too large to be a technique")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecateurError(f"{path} cannot be read as a technique: {error}") from error
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _part(name: str, value: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import SecateurError, suggestion
-from secateur.technique.syntax import Call, format_call, parse_call
+from secateur.technique.syntax import Call, bind, count, format_call, parse_call, word
 
 SURVIVORS: dict[str, str] = {
     "keep": "survivors keep their values",
@@ -51,10 +51,10 @@ class Update:
                 raise SecateurError(f"unknown {what} '{value}': {suggestion(value, accepted)}")
         if self.survivors == "rewind" and self.step is None:
             object.__setattr__(self, "step", 0)
-        if self.step is not None and (
-            self.survivors != "rewind" or not isinstance(self.step, int) or self.step < 0
-        ):
-            raise SecateurError(f"update {self.survivors}: step={self.step} has no meaning here")
+        if self.step is not None:
+            if self.survivors != "rewind":
+                raise SecateurError(f"update {self.survivors}: step= has no meaning without rewind")
+            count(self.step, "update rewind: step", least=0)
         if self.optimizer == "rewind" and self.survivors != "rewind":
             raise SecateurError("optimizer=rewind goes with rewind(step=...) only")
 
@@ -68,12 +68,9 @@ class Update:
         """Build an update from a parsed call."""
         if call.name not in SURVIVORS:
             raise SecateurError(f"unknown update '{call.name}': {suggestion(call.name, SURVIVORS)}")
-        accepted = ("step", "removed", "optimizer")
-        found: dict[str, Any] = {}
-        for key, value in (*zip(accepted, call.arguments, strict=False), *call.keywords):
-            if key not in accepted:
-                raise SecateurError(f"update has no '{key}': {suggestion(key, accepted)}")
-            found[key] = value.name if isinstance(value, Call) else value
+        found = bind(call, ("step", "removed", "optimizer"), "update", ordered=1)
+        for key in set(found) & {"removed", "optimizer"}:
+            found[key] = word(found[key], key)
         return cls(call.name, **found)
 
     def words(self) -> str:

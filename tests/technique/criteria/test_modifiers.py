@@ -165,8 +165,6 @@ def test_what_is_refused() -> None:
         variety(scores, rows, 1, similarity="cosin")
     with pytest.raises(SecateurError, match=r"0\.5.*at least 1"):
         variety(scores, rows, 1, "candidates", ratio=0.5)
-    with pytest.raises(SecateurError, match="similarity=cosine"):
-        variety(scores, rows, 1, "reweighted", "distance")
     many = torch.zeros(MOST_PAIRED_UNITS + 1)
     with pytest.raises(SecateurError, match="coarser granularity"):
         variety(many, many[:, None], 1)

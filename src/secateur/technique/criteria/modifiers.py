@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError, suggestion
-from secateur.technique.criteria.channels import refuse_many_pairs
+from secateur.technique.criteria.channels import distances, refuse_many_pairs
 from secateur.technique.criteria.record import modifier
 
 _VARIANTS = ("pairwise", "candidates", "reweighted")
@@ -37,32 +37,37 @@ def variety(
 ) -> Tensor:
     """Return scores under which redundant units go first, in one of three ways.
 
-    With S_ij = |cos(f_i, f_j)| (or -||f_i - f_j||) and r_i = max_j S_ij:
+    With S_ij = |cos(f_i, f_j)| (or -||f_i - f_j||) and r_i = max_j S_ij over the units that are
+    still there:
 
     - ``pairwise``: again and again, of the two most similar units left, the one with the lower
       score goes; the score is that order, as a rank in (0, 1].
-    - ``candidates``: the ceil(ratio * removing) units with the largest r are candidates; they go
-      before all others, in the order of their scores.
-    - ``reweighted``: score * (1 - r)^gamma.
+    - ``candidates``: the ceil(ratio * n) units with the largest r are candidates, n being the
+      number still to go; they go before all others, in the order of their scores.
+    - ``reweighted``: score - |score| (1 - (1 - r)^gamma), which is score (1 - r)^gamma where the
+      score is positive; with distances r is 1 / (1 + the smallest distance).
 
     Raises SecateurError for an unknown variant or similarity, and for too many units.
     """
     if variant not in _VARIANTS:
-        raise SecateurError(
-            f"variety: unknown variant '{variant}': {suggestion(variant, _VARIANTS)}"
-        )
+        known = suggestion(variant, _VARIANTS)
+        raise SecateurError(f"variety: unknown variant '{variant}': {known}")
+    if not ratio >= 1:
+        raise SecateurError(f"variety: ratio is {ratio:g}: expected at least 1")
     refuse_many_pairs("variety", len(rows))
-    alike = _similarities(rows, similarity)
+    gone = ~rows.any(1)
+    alike = _similarities(rows, similarity).masked_fill(gone, -torch.inf)
     if variant == "pairwise":
         return _elimination_order(alike, scores)
-    redundancy = alike.amax(1) if len(rows) > 1 else torch.zeros_like(scores)
+    redundancy = alike.amax(1)
     if variant == "reweighted":
         if similarity == "distance":
-            raise SecateurError("variety: 'reweighted' needs similarity=cosine, which is in [0, 1]")
-        return scores * (1 - redundancy.clamp(max=1)).pow(gamma)
-    if ratio < 1:
-        raise SecateurError(f"variety: ratio is {ratio:g}: expected at least 1")
-    candidates = min(len(rows), math.ceil(ratio * removing))
+            redundancy = 1 / (1 - redundancy)
+        lowered = 1 - (1 - redundancy.clamp(0, 1)).pow(gamma)
+        return scores - scores.abs() * lowered
+    number = int(gone.sum())
+    candidates = number + math.ceil(round(ratio * max(0, removing - number), 9))
+    redundancy = redundancy.masked_fill(gone, torch.inf)
     by_redundancy = torch.argsort(redundancy, descending=True, stable=True)
     spared = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     spared[by_redundancy[:candidates]] = False
@@ -78,7 +83,7 @@ def _similarities(rows: Tensor, similarity: str) -> Tensor:
         unit = rows / torch.where(lengths == 0, torch.ones_like(lengths), lengths)
         alike = (unit @ unit.T).abs()
     elif similarity == "distance":
-        alike = -torch.cdist(rows, rows)
+        alike = -distances(rows, rows)
     else:
         raise SecateurError(
             f"variety: unknown similarity '{similarity}': {suggestion(similarity, _SIMILARITIES)}"

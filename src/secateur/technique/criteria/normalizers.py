@@ -15,16 +15,16 @@ def _divide(scores: Tensor, by: Tensor) -> Tensor:
     return scores / torch.where(by == 0, torch.ones_like(by), by)
 
 
-@normalizer("sum", summary="divided by their sum")
+@normalizer("sum", summary="divided by the sum of their absolute values")
 def by_sum(scores: Tensor) -> Tensor:
-    """Return scores that sum to one."""
-    return _divide(scores, scores.sum())
+    """Return scores whose absolute values sum to one; the order of signed scores stays."""
+    return _divide(scores, scores.abs().sum())
 
 
-@normalizer("mean", summary="divided by their mean", source="Molchanov et al. 2019")
+@normalizer("mean", summary="divided by the mean of their absolute values")
 def by_mean(scores: Tensor) -> Tensor:
-    """Return scores of mean one."""
-    return _divide(scores, scores.mean())
+    """Return scores of mean absolute value one; the order of signed scores stays."""
+    return _divide(scores, scores.abs().mean())
 
 
 @normalizer("max", summary="divided by the largest absolute value")

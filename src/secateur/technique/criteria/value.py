@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from secateur.errors import SecateurError, suggestion
-from secateur.technique.criteria.record import CRITERIA, MODIFIERS, NORMALIZERS, REDUCERS
-from secateur.technique.syntax import Call, format_call, parse_call
+from secateur.technique.criteria.record import (
+    CRITERIA,
+    MODIFIERS,
+    NORMALIZERS,
+    REDUCERS,
+    FunctionRecord,
+)
+from secateur.technique.syntax import Call, format_call, format_value, parse_call, word
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,13 @@ class Criterion:
                 accepted = [*defaults, "normalize", *([] if modifies else ["reduce"])]
                 raise SecateurError(f"'{self.name}' has no '{key}': {suggestion(key, accepted)}")
         complete = {key: given.get(key, default) for key, default in defaults.items()}
+        for key, value in complete.items():
+            if value is None or isinstance(defaults[key], str) != isinstance(value, str):
+                kind = "word" if isinstance(defaults[key], str) else "number"
+                raise SecateurError(f"'{self.name}': {key}={format_value(value)} is not a {kind}")
         object.__setattr__(self, "parameters", tuple(complete.items()))
+        if modifies:
+            _try_modifier(record, complete)
         if self.normalize is not None:
             NORMALIZERS.get(self.normalize)
         if self.reduce is not None:
@@ -65,8 +79,10 @@ class Criterion:
         settings: dict[str, Any] = {}
         own: dict[str, Any] = {}
         for key, value in call.keywords:
-            word = value.name if isinstance(value, Call) and not value.arguments else value
-            (settings if key in ("reduce", "normalize") else own)[key] = word
+            if key in ("reduce", "normalize"):
+                settings[key] = word(value, f"{key} of {call.name}")
+            else:
+                own[key] = word(value, key) if isinstance(value, Call) else value
         if call.name in MODIFIERS:
             if len(call.arguments) != 1 or not isinstance(call.arguments[0], Call):
                 raise SecateurError(
@@ -118,3 +134,15 @@ class Criterion:
                 keywords[key] = Call(getattr(self, key))
         arguments = (Call(str(self.inner)),) if self.inner else ()
         return format_call(self.name, arguments, keywords)
+
+
+def _try_modifier(record: FunctionRecord, parameters: dict[str, Any]) -> None:
+    """Run a modifier on three units, so that impossible values are told when they are written."""
+    try:
+        record.function(torch.ones(3), torch.eye(3), 1, **parameters)
+    except SecateurError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        shown = format_call(record.name, (), parameters)
+        reason = str(error).splitlines()[0]
+        raise SecateurError(f"modifier {shown} cannot be computed: {reason}") from error
