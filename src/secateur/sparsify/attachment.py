@@ -10,7 +10,8 @@ import torch
 
 from secateur.errors import SecateurError
 from secateur.sparsify.memory import Memory, remember_model
-from secateur.technique import Schedule, Update
+from secateur.technique import Schedule
+from secateur.technique.syntax import count
 
 if TYPE_CHECKING:
     from secateur.sparsify.sparsifier import Sparsifier
@@ -44,52 +45,70 @@ class Attachment:
         own = dict(sparsifier.model.named_parameters())
         if not any(id(own[name]) in known for name in sparsifier.masks):
             raise SecateurError("the optimiser holds none of the parameters that are to be pruned")
-        self._handle: Any = None
+        self._handles: list[Any] = []
 
-    def start(self, memory: Memory) -> None:
-        """Begin at step 0, or go on where a loaded state stopped."""
+    def check(self, memory: Memory) -> None:
+        """Raise SecateurError where a memory belongs to a run of another length."""
         if memory.total not in (0, self.total):
             raise SecateurError(
                 f"the loaded state belongs to a run of {memory.total} steps, not {self.total}"
             )
-        memory.total = self.total
-        self._handle = self.optimizer.register_step_post_hook(self._after_step)
+
+    def start(self, memory: Memory) -> None:
+        """Begin at step 0, or go on where a loaded state stopped."""
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
         if memory.step == 0:
             self._remember(memory)
             schedule = self.sparsifier.technique.schedule
             if schedule.at(0.0) > 0 and not self._waits_for_gradients():
                 self.sparsifier.step(0.0)
         self.sparsifier.apply()
+        memory.total = self.total
 
     def stop(self) -> None:
-        """Take the hook off the optimiser."""
-        if self._handle is not None:
-            self._handle.remove()
+        """Take the hooks off the optimiser."""
+        for handle in self._handles:
+            handle.remove()
 
-    def after_removal(self, update: Update, memory: Memory) -> None:
-        """Rewind the learning rate's scheduler together with the optimiser."""
-        if update.optimizer == "rewind" and self.scheduler is not None and memory.scheduler:
-            self.scheduler.load_state_dict(copy.deepcopy(memory.scheduler))
+    def _before_step(self, *_: Any) -> None:
+        """Remember or rewind the learning rate just before a step, when its scheduler has moved."""
+        memory = self.sparsifier._memory
+        update = self.sparsifier.technique.update
+        if update.optimizer != "rewind" or self.scheduler is None:
+            return
+        if memory.returning and memory.scheduler is not None:
+            self.scheduler.load_state_dict(copy.deepcopy(memory.scheduler["state"]))
+            for group, settings in zip(
+                self.optimizer.param_groups, memory.scheduler["groups"], strict=True
+            ):
+                group.update(copy.deepcopy(settings))
+            memory.returning = False
+        elif memory.step == update.step and memory.scheduler is None:
+            groups = [
+                {name: value for name, value in group.items() if name != "params"}
+                for group in self.optimizer.param_groups
+            ]
+            state = self.scheduler.state_dict()
+            memory.scheduler = copy.deepcopy({"state": state, "groups": groups})
 
     def _after_step(self, *_: Any) -> None:
         memory = self.sparsifier._memory
         memory.step += 1
-        if memory.step == self.sparsifier.technique.update.step:
-            self._remember(memory)
+        self._remember(memory)
         if memory.step <= self.total and self._due(memory):
             self.sparsifier.step(memory.step / self.total)
-        elif self.sparsifier.technique.update.removed == "frozen" or memory.step >= self.total:
-            self.sparsifier.apply()
+        elif self.sparsifier.technique.update.removed == "frozen" or memory.settled:
+            self.sparsifier.reapply()
 
     def _remember(self, memory: Memory) -> None:
         update = self.sparsifier.technique.update
-        if update.survivors != "rewind" or update.step != memory.step:
-            return
-        remember_model(self.sparsifier.model, memory)
-        if update.optimizer == "rewind":
-            memory.optimizer = copy.deepcopy(self.optimizer.state_dict())
-            if self.scheduler is not None:
-                memory.scheduler = copy.deepcopy(self.scheduler.state_dict())
+        if update.survivors == "rewind" and update.step == memory.step:
+            remember_model(self.sparsifier.model, memory)
+            if update.optimizer == "rewind":
+                memory.optimizer = copy.deepcopy(self.optimizer.state_dict())
 
     def _waits_for_gradients(self) -> bool:
         return self.sparsifier._engine.needs_training_gradients
@@ -102,20 +121,21 @@ class Attachment:
         if memory.step < first or memory.step > last:
             return False
         claims = schedule.at(memory.step / self.total)
-        settled = schedule.mask.kind == "permanent" and claims == memory.claimed
-        if settled and memory.updates:
+        claimed = memory.claimed or 0.0
+        if memory.updates and schedule.mask.kind == "permanent" and claims == claimed:
             return False
-        if memory.step in (max(1, first), last) or memory.claimed is None:
+        if memory.step in (first, last) or (memory.updates == 0 and self._waits_for_gradients()):
             return True
         if self.every is not None:
             return (memory.step - first) % self.every == 0
-        return abs(claims - memory.claimed) >= CLAIM_STEP
+        return abs(claims - claimed) >= CLAIM_STEP
 
 
 def _steps_between(schedule: Schedule, total_steps: int, steps_per_epoch: int | None) -> int | None:
     if schedule.epochs is not None:
         if steps_per_epoch is None:
             raise SecateurError(f"the schedule '{schedule}' counts epochs: pass steps_per_epoch=")
+        count(steps_per_epoch, "steps_per_epoch")
         return schedule.epochs * steps_per_epoch
     if schedule.every is None and schedule.mask.kind != "permanent":
         return max(1, total_steps // MOVING_UPDATES)

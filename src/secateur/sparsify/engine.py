@@ -14,6 +14,7 @@ from secateur.sparsify.allocation import Layer, shares
 from secateur.sparsify.budget import count_kept, mask_overhead
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Choice, Entry, choose
+from secateur.sparsify.ranks import same_on_every_rank
 from secateur.sparsify.report import prunable_elements
 from secateur.sparsify.result import StepResult
 from secateur.sparsify.scoring import refuse_nan, score_units, widen
@@ -69,17 +70,22 @@ class Engine:
         """Whether gradients have to come from the training, as no data is there to take them."""
         return "gradient" in self.needs and self.data is None
 
-    def open_masks(self) -> dict[str, Tensor]:
-        """Return masks that keep everything, laid out like their parameters."""
-        parameters = dict(self.model.named_parameters())
-        names = [prunable.weight.parameter for prunable in self.setup.prunables]
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Parameters that go with whole outputs: biases, and the norms' scales and shifts."""
+        names: list[str] = []
         if self.technique.granularity.whole_outputs:
             for prunable in self.setup.prunables:
                 names += prunable.weight.biases
                 names += [carrier.parameter for carrier in prunable.reach.carriers]
+        return tuple(dict.fromkeys(names))
+
+    def open_masks(self) -> dict[str, Tensor]:
+        """Return masks that keep everything, laid out like their parameters."""
+        parameters = dict(self.model.named_parameters())
         return {
             name: torch.ones_like(parameters[name], dtype=torch.bool, requires_grad=False)
-            for name in dict.fromkeys(names)
+            for name in (*self.elements, *self.vectors)
         }
 
     @torch.no_grad()
@@ -104,7 +110,7 @@ class Engine:
                 exact_total=self.currency != "sparsity",
                 rising=claimed >= (memory.claimed or 0.0),
             )
-            kept = _same_on_every_rank(choice.kept)
+            kept = same_on_every_rank(choice.kept)
             self._write(masks, kept)
             counts = count_kept(masks)
             settled = mask_overhead(self.setup.ledger, counts)
@@ -374,12 +380,3 @@ def _training_gradient(parameter: nn.Parameter, name: str) -> Tensor:
             "optimiser and train (before zero_grad)"
         )
     return parameter.grad.detach()
-
-
-def _same_on_every_rank(kept: list[Tensor]) -> list[Tensor]:
-    """Let rank 0 decide, so that rounding on another rank cannot part the masks."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        for mask in kept:
-            distributed.broadcast(mask.view(torch.uint8), 0)
-    return kept

@@ -20,8 +20,10 @@ class Memory:
     """All state that a resumed run needs to go on bit for bit.
 
     ``saved`` and ``previous`` hold prunable parameters by name, ``rewind`` the whole model's state
-    at the step of a rewind, ``optimizer`` and ``scheduler`` theirs; ``damage`` the measured loss
-    increase per layer; ``step`` and ``total`` count optimiser steps.
+    at the step of a rewind, ``optimizer`` and ``scheduler`` theirs, and ``returning`` that they
+    are to go back at the next step; ``vectors`` what biases, scales and shifts were when they were
+    removed; ``damage`` the measured loss increase per layer; ``claimed`` the share claimed last,
+    and ``settled`` that it will not change again; ``step`` and ``total`` count optimiser steps.
     """
 
     generator: Tensor
@@ -30,8 +32,11 @@ class Memory:
     rewind: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
     scheduler: dict[str, Any] | None = None
+    returning: bool = False
+    vectors: dict[str, Tensor] = field(default_factory=dict)
     damage: dict[str, float] = field(default_factory=dict)
     claimed: float | None = None
+    settled: bool = False
     updates: int = 0
     step: int = 0
     total: int = 0
@@ -41,14 +46,52 @@ class Memory:
         """Return a copy of everything, made of tensors and plain values."""
         return {each.name: copy.deepcopy(getattr(self, each.name)) for each in fields(self)}
 
+    def check(self, like: Memory, model: nn.Module) -> None:
+        """Raise SecateurError where this memory cannot be one of the same run as ``like``."""
+        state = model.state_dict()
+        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        shapes: list[tuple[str, Any, Mapping[str, Tensor], bool]] = [
+            ("saved", self.saved, like.saved, True),
+            ("previous", self.previous, like.previous, True),
+            ("rewind", self.rewind, state, False),
+            ("vectors", self.vectors, own, False),
+        ]
+        for what, found, expected, complete in shapes:
+            _check_tensors(what, found, expected, complete)
+        for what in ("updates", "step", "total"):
+            value = getattr(self, what)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise SecateurError(f"the state's {what} is {value!r}: expected a count")
+        if not isinstance(self.history, list) or not all(isinstance(r, dict) for r in self.history):
+            raise SecateurError("the state's history is not a list of rows")
+        for what in ("damage", "optimizer", "scheduler"):
+            value = getattr(self, what)
+            if not isinstance(value, dict) and (what == "damage" or value is not None):
+                raise SecateurError(f"the state's {what} is a {type(value).__name__}")
+        try:
+            torch.Generator().set_state(self.generator)
+        except (RuntimeError, TypeError) as error:
+            raise SecateurError("the state's random generator is damaged") from error
+
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Memory:
-        """Build a memory from a saved state."""
+        """Build a memory from a saved state; ``check`` tells whether it fits."""
         known = {each.name for each in fields(cls)}
-        if set(state) != known:
-            wrong = sorted(set(state) ^ known)
-            raise SecateurError(f"the sparsifier's state has wrong or missing parts: {wrong}")
+        if not isinstance(state, Mapping) or set(state) != known:
+            raise SecateurError("the sparsifier's state has wrong or missing parts")
         return cls(**copy.deepcopy(dict(state)))
+
+
+def _check_tensors(what: str, found: Any, expected: Mapping[str, Tensor], complete: bool) -> None:
+    fits = isinstance(found, dict) and all(
+        isinstance(tensor, Tensor)
+        and name in expected
+        and isinstance(expected[name], Tensor)
+        and tensor.shape == expected[name].shape
+        for name, tensor in found.items()
+    )
+    if not fits or (complete and set(found) != set(expected)):
+        raise SecateurError(f"the state's {what} weights do not fit this model")
 
 
 def initial_memory(model: nn.Module, technique: Technique, setup: Setup, seed: int) -> Memory:
@@ -66,6 +109,10 @@ def initial_memory(model: nn.Module, technique: Technique, setup: Setup, seed: i
 
 def remember_model(model: nn.Module, memory: Memory) -> None:
     """Keep the model's whole state to rewind to, also as the saved weights of the criteria."""
-    memory.rewind = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    memory.rewind = {
+        name: tensor.detach().clone()
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)  # a module may add state of other kinds
+    }
     for name in memory.saved:
         memory.saved[name] = memory.rewind[name].clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from secateur.errors import SecateurError
 from secateur.sparsify.allocation import ends_of
 from secateur.sparsify.budget import Budget, Ledger
 from secateur.sparsify.capabilities import lacks
+from secateur.sparsify.initial import resettable
 from secateur.sparsify.units import Units, check_blocks
 from secateur.structure import (
     Flow,
@@ -22,6 +23,7 @@ from secateur.structure import (
     trace_flow,
 )
 from secateur.structure.flow import Carrier, Reach
+from secateur.structure.usage import Usage
 from secateur.technique import Technique
 from secateur.technique.criteria.evidence import FROM_DATA, NEEDS
 
@@ -66,6 +68,12 @@ def prepare(
     _check_data(technique, data)
     budget = _check_budget(technique, budget, example_inputs)
     found = find_weights(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SecateurError(
+            f"{type(model).__name__} lies on the meta device and has no values: load it first"
+        )
+    if technique.update.survivors == "reinitialise":
+        resettable(model)
     if not found.weights:
         reasons = "".join(f"; {name}: {reason}" for name, reason in found.skipped[:3])
         raise SecateurError(
@@ -80,6 +88,11 @@ def prepare(
     flow = Flow()
     if technique.granularity.whole_outputs or "norm_scale" in technique.criteria.needs:
         flow = trace_flow(model, example_inputs)
+        if flow.problem and include is None:
+            raise SecateurError(
+                f"'{technique.granularity}' must not remove the model's outputs, and where they "
+                f"are made is unknown: {flow.problem}; or name the layers to prune with include="
+            )
         if flow.problem:
             notes.append(f"norms behind removed outputs were not found: {flow.problem}")
     if technique.granularity.whole_outputs:
@@ -87,22 +100,38 @@ def prepare(
     for weight in chosen:
         check_blocks(weight, technique.granularity)
     carries = technique.granularity.whole_outputs or "norm_scale" in technique.criteria.needs
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     prunables = tuple(
         Prunable(
             weight,
             Units.of(weight, technique.granularity),
-            _own_reach(weight, flow, chosen) if carries else Reach(),
+            _own_reach(weight, flow, chosen, sizes) if carries else Reach(),
         )
         for weight in chosen
     )
     _check_norms(technique, prunables)
+    if technique.granularity.whole_outputs:
+        notes += [
+            f"the norm behind {p.weight.name} has no scale and shift, so that a removed output "
+            "leaves a constant in evaluation"
+            for p in prunables
+            if p.reach.bare_norm
+        ]
     ledger = Ledger.of(model)
     if example_inputs is not None:
-        usage = observe(model, lambda: model(*example_inputs))
+        usage = _observe_example(model, example_inputs)
         ledger = Ledger.of(model, usage.by_parameter, usage.macs)
     return Setup(
         prunables, budget, ledger, tuple(passed_over), tuple(notes), ends_of(found.weights)
     )
+
+
+def _observe_example(model: nn.Module, example_inputs: tuple[Any, ...]) -> Usage:
+    try:
+        return observe(model, lambda: model(*example_inputs))
+    except Exception as error:  # the user's model may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SecateurError(f"the model cannot run on example_inputs: {reason}") from error
 
 
 def _check_data(technique: Technique, data: Iterable[Any] | None) -> None:
@@ -151,7 +180,12 @@ def _spare_outputs(
     return tuple(weight for weight in chosen if weight not in final)
 
 
-def _own_reach(weight: PrunableWeight, flow: Flow, chosen: tuple[PrunableWeight, ...]) -> Reach:
+def _own_reach(
+    weight: PrunableWeight,
+    flow: Flow,
+    chosen: tuple[PrunableWeight, ...],
+    sizes: Mapping[str, int],
+) -> Reach:
     """Return the carriers that this weight's outputs, and no spared weight's, are carried by.
 
     The carriers of a fused parameter's part are shifted to where its outputs start.
@@ -169,6 +203,7 @@ def _own_reach(weight: PrunableWeight, flow: Flow, chosen: tuple[PrunableWeight,
         Carrier(carrier.parameter, carrier.offset + start, carrier.scale)
         for carrier in reach.carriers
         if (carrier.parameter, carrier.offset) not in shared
+        and carrier.offset + start + weight.outputs <= sizes.get(carrier.parameter, 0)
     )
     return replace(reach, carriers=own)
 

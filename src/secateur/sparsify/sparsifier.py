@@ -58,7 +58,9 @@ class Sparsifier:
     ) -> None:
         self.technique = Technique.parse(technique) if isinstance(technique, str) else technique
         self.model = unwrap(model)
-        inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+        inputs = example_inputs
+        if inputs is not None:
+            inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         budget = Budget.of(sparsity=sparsity, params=params, macs=macs, bytes=bytes)
         self._setup = prepare(self.model, self.technique, budget, include, exclude, inputs, data)
         self.budget = self._setup.budget
@@ -66,7 +68,7 @@ class Sparsifier:
         self._masks = self._engine.open_masks()
         self._memory = initial_memory(self.model, self.technique, self._setup, seed)
         self._attachment: Attachment | None = None
-        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        self._applied: list[tuple[nn.Module, str, Tensor]] = []
         self._last: StepResult | None = None
 
     @property
@@ -89,27 +91,42 @@ class Sparsifier:
 
         Updates the masks, applies them, and says what was done; see ``StepResult``.
         """
+        before = {name: self._masks[name].clone() for name in self._engine.vectors}
         result = self._engine.update(self._masks, self._memory, progress)
+        self._memory.settled = self.technique.schedule.settles(progress)
+        self._exchange_vectors(before)
         self._refresh()
-        if result.changed and progress < 1:
+        if result.changed and (progress < 1 or self._attachment is None):
             optimizer = self._attachment.optimizer if self._attachment else None
             updates.after_removal(self.model, self.technique.update, self._memory, optimizer)
-            if self._attachment is not None:
-                self._attachment.after_removal(self.technique.update, self._memory)
         self.apply()
         self._engine.remember(self._memory, result)
         self._last = result
         return result
 
     def apply(self) -> None:
-        """Set the removed entries of the model's parameters to zero."""
+        """Set the removed entries of the model's parameters to zero, whatever they hold."""
         with torch.no_grad():
-            for parameter, mask in self._pairs:
-                if mask.device != parameter.device:
-                    self._follow_devices()
-                    self.apply()
-                    return
+            for parameter, mask in self._current():
+                parameter.masked_fill_(mask == 0, 0)
+
+    def reapply(self) -> None:
+        """Set removed entries to zero after an optimiser's step; faster, for finite values."""
+        with torch.no_grad():
+            for parameter, mask in self._current():
                 parameter.mul_(mask)
+
+    def _current(self) -> list[tuple[Tensor, Tensor]]:
+        """Pair the parameters, as they are now, with the masks that have something removed."""
+        found = [(module._parameters[name], mask) for module, name, mask in self._applied]
+        pairs: list[tuple[Tensor, Tensor]] = []
+        pairs += [(parameter, mask) for parameter, mask in found if parameter is not None]
+        if any(parameter.device != mask.device for parameter, mask in pairs):
+            for name, mask in self._masks.items():
+                self._masks[name] = mask.to(self.model.get_parameter(name).device)
+            self._refresh()
+            return self._current()
+        return pairs
 
     def attach(
         self,
@@ -127,8 +144,14 @@ class Sparsifier:
         """
         if self._attachment is not None:
             raise SecateurError("the sparsifier is attached already; call detach() first")
-        self._attachment = Attachment(self, optimizer, total_steps, steps_per_epoch, scheduler)
-        self._attachment.start(self._memory)
+        attachment = Attachment(self, optimizer, total_steps, steps_per_epoch, scheduler)
+        attachment.check(self._memory)
+        self._attachment = attachment
+        try:
+            attachment.start(self._memory)
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Stop following the optimiser; masks and weights stay as they are."""
@@ -145,10 +168,13 @@ class Sparsifier:
         return {
             "format": FORMAT,
             "technique": str(self.technique),
-            "budget": [self.budget.currency, self.budget.value] if self.budget else None,
+            "budget": self._budget_state(),
             "masks": {name: mask.clone() for name, mask in self._masks.items()},
             "memory": self._memory.state_dict(),
         }
+
+    def _budget_state(self) -> list[Any] | None:
+        return [self.budget.currency, self.budget.value] if self.budget else None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state; a state of another technique, budget or model is refused."""
@@ -156,43 +182,61 @@ class Sparsifier:
             masks: dict[str, Tensor] = dict(state["masks"])
             memory = Memory.from_state(state["memory"])
             found = (state["format"], state["technique"], state["budget"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise SecateurError(f"this is not a sparsifier's state: {error!r} is wrong") from error
-        own = (FORMAT, str(self.technique), self.state_dict_budget())
+        own = (FORMAT, str(self.technique), self._budget_state())
         for what, theirs, ours in zip(("format", "technique", "budget"), found, own, strict=True):
             if theirs != ours:
                 raise SecateurError(f"the state has the {what} {theirs}, this sparsifier {ours}")
-        shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
-        if shapes != {name: tuple(mask.shape) for name, mask in self._masks.items()}:
-            raise SecateurError("the state's masks do not fit this model: it belongs to another")
+        self._check_masks(masks)
+        memory.check(self._memory, self.model)
+        if self._attachment is not None:
+            self._attachment.check(memory)
         for name, mask in masks.items():
             self._masks[name].copy_(mask)
         self._memory = memory
         self._refresh()
 
-    def state_dict_budget(self) -> list[Any] | None:
-        """Return the budget as it stands in a saved state."""
-        return [self.budget.currency, self.budget.value] if self.budget else None
+    def _check_masks(self, masks: Mapping[str, Any]) -> None:
+        fits = set(masks) == set(self._masks) and all(
+            isinstance(mask, Tensor)
+            and mask.dtype == torch.bool
+            and mask.shape == self._masks[name].shape
+            for name, mask in masks.items()
+        )
+        if not fits:
+            raise SecateurError("the state's masks do not fit this model: it belongs to another")
+
+    def _exchange_vectors(self, before: Mapping[str, Tensor]) -> None:
+        """Remember biases, scales and shifts that go, and give back those that return.
+
+        A filter whose scale and shift came back as zero could never learn again.
+        """
+        frozen = self.technique.update.removed == "frozen"
+        with torch.no_grad():
+            for name, kept_before in before.items():
+                vector, kept = self.model.get_parameter(name), self._masks[name]
+                stored = self._memory.vectors.setdefault(name, torch.zeros_like(vector.detach()))
+                went, came = kept_before & ~kept, kept & ~kept_before
+                stored[went] = vector[went]
+                if frozen:
+                    vector[came] = stored[came]
 
     def _refresh(self) -> None:
         """List the parameters that have something removed, with masks ready to multiply by.
 
-        A product with bytes is twice as fast as one with booleans; the memory is shared.
+        A product with bytes is twice as fast as one with booleans; the memory is shared. Weights
+        that learn on while removed can do so only if their scales and shifts stay.
         """
-        parameters = dict(self.model.named_parameters())
-        kept = count_kept(self._masks)
-        self._pairs = [
-            (parameters[name], mask.view(torch.uint8))
-            for name, mask in self._masks.items()
-            if kept[name] < mask.numel()
-        ]
-
-    def _follow_devices(self) -> None:
-        """Bring the masks to where the parameters are, after the model has moved."""
-        parameters = dict(self.model.named_parameters())
-        for name in self._masks:
-            self._masks[name] = self._masks[name].to(parameters[name].device)
-        self._refresh()
+        spared: set[str] = set()
+        if self.technique.update.removed == "learning" and not self._memory.settled:
+            spared = set(self._engine.vectors)
+        self._applied = []
+        for name, kept in count_kept(self._masks).items():
+            if kept < self._masks[name].numel() and name not in spared:
+                path, _, attribute = name.rpartition(".")
+                module = self.model.get_submodule(path)
+                self._applied.append((module, attribute, self._masks[name].view(torch.uint8)))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

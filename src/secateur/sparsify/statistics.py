@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.errors import SecateurError
+from secateur.sparsify.ranks import over_ranks
 from secateur.sparsify.scoring import widen
 from secateur.structure.usage import evaluating, observe
 from secateur.structure.weights import PrunableWeight
@@ -60,7 +61,7 @@ def mean_loss(model: nn.Module, data: Iterable[Any], loss: Loss | None = None) -
     """Return the mean loss over batches, in eval mode without gradients."""
     with evaluating(model), torch.no_grad():
         losses = [compute_loss(model, batch, loss).detach().double() for batch in data]
-    return float(_over_ranks([torch.stack(losses).mean()])[0])
+    return float(over_ranks([torch.stack(losses).mean()])[0])
 
 
 def compute_loss(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
@@ -126,7 +127,7 @@ def _input_norms(
                 "exclude it"
             )
         norms[weight.name] = squares
-    totals = _over_ranks(list(norms.values()), mean=False)
+    totals = over_ranks(list(norms.values()), mean=False)
     return {
         weight.name: _by_input(weight, total.sqrt().to(widen(parameters[weight.parameter]).dtype))
         for weight, total in zip(weights, totals, strict=True)
@@ -150,7 +151,7 @@ def _gradients(
         for total, gradient in zip(totals, _grads(model, tensors, batch, loss), strict=True):
             total.add_(gradient)
     means = [total / count for total in totals]
-    reduced = dict(zip(names, _over_ranks(means), strict=True))
+    reduced = dict(zip(names, over_ranks(means), strict=True))
     return {weight.name: weight.view(reduced[weight.parameter]) for weight in weights}
 
 
@@ -187,10 +188,10 @@ def _per_example(
                 changes[weight.name] = changes[weight.name].to(change) + change.abs()
     found: Statistics = {}
     if "fisher" in asked:
-        means = _over_ranks([squares[weight.name] / count for weight in weights])
+        means = over_ranks([squares[weight.name] / count for weight in weights])
         found["fisher"] = {w.name: mean for w, mean in zip(weights, means, strict=True)}
     if "output_taylor" in asked:
-        means = _over_ranks([changes[weight.name] / count for weight in weights])
+        means = over_ranks([changes[weight.name] / count for weight in weights])
         found["output_taylor"] = {
             w.name: mean.reshape(*w.shape[:2], *[1] * (len(w.shape) - 2))
             for w, mean in zip(weights, means, strict=True)
@@ -232,7 +233,7 @@ def _hessian(
                 if curvature is not None:
                     total.add_(sign * curvature)
     means = [total / (HESSIAN_SAMPLES * count) for total in totals]
-    reduced = dict(zip(names, _over_ranks(means), strict=True))
+    reduced = dict(zip(names, over_ranks(means), strict=True))
     return {weight.name: weight.view(reduced[weight.parameter]) for weight in weights}
 
 
@@ -284,15 +285,3 @@ def _examples(batches: Iterable[Any]) -> Iterator[Any]:
 def reiterable(data: Iterable[Any]) -> Iterable[Any]:
     """Return data that can be read more than once: itself, or a list where it would be used up."""
     return list(data) if iter(data) is data else data
-
-
-def _over_ranks(tensors: list[Tensor], mean: bool = True) -> list[Tensor]:
-    """Add up (or average) over the ranks of the process group, if there is one."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return tensors
-    for tensor in tensors:
-        distributed.all_reduce(tensor)
-        if mean:
-            tensor.div_(distributed.get_world_size())
-    return tensors

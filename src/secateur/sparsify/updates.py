@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import nn
 
-from secateur.errors import SecateurError
+from secateur.sparsify.initial import reinitialise
 from secateur.sparsify.memory import Memory
+from secateur.sparsify.ranks import same_on_every_rank
 from secateur.technique import Update
 
 
@@ -17,41 +18,22 @@ def after_removal(
 ) -> None:
     """Rewind or re-initialise the model, and reset or rewind the optimiser, as the update says.
 
-    A removal before the step to rewind to leaves the weights as they are.
+    A removal before the step to rewind to leaves the weights as they are. A learning-rate scheduler
+    goes back when the optimiser begins its next step, as the training loop moves it before.
     """
     if update.survivors == "rewind" and memory.rewind:
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
-                tensor.copy_(memory.rewind[name])
+                if name in memory.rewind:
+                    tensor.copy_(memory.rewind[name])
     elif update.survivors == "reinitialise":
-        reinitialise(model, memory.updates)
-    if optimizer is None:
-        return
-    if update.optimizer == "reset":
+        generator = torch.Generator()
+        generator.set_state(memory.generator)
+        seed = torch.randint(0, 2**62, (), generator=generator)
+        memory.generator = generator.get_state()
+        reinitialise(model, int(same_on_every_rank([seed])[0]))
+    if optimizer is not None and update.optimizer == "reset":
         optimizer.state.clear()
-    elif update.optimizer == "rewind" and memory.optimizer is not None:
+    if optimizer is not None and update.optimizer == "rewind" and memory.optimizer is not None:
         optimizer.load_state_dict(copy.deepcopy(memory.optimizer))
-
-
-def reinitialise(model: nn.Module, seed: int) -> None:
-    """Give every module fresh initial values; the global random state stays as it was.
-
-    Raises SecateurError where a module with parameters of its own has no ``reset_parameters``.
-    """
-    resets = []
-    for name, module in model.named_modules():
-        if not any(True for _ in module.parameters(recurse=False)):
-            continue
-        reset = getattr(module, "reset_parameters", None) or getattr(
-            module, "_reset_parameters", None
-        )
-        if reset is None:
-            raise SecateurError(
-                f"'{name or type(model).__name__}' ({type(module).__name__}) cannot be "
-                "re-initialised: it has no reset_parameters()"
-            )
-        resets.append(reset)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for reset in resets:
-            reset()
+        memory.returning = True

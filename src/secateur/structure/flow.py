@@ -27,7 +27,14 @@ _NORMS = (
     "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
     "_native_batch_norm_legit_functional",
 )  # fmt: skip
-_JOINS = ("add", "sub", "rsub", "add_", "sub_", "iadd", "maximum", "minimum", "where")
+_JOINS = (
+    "add", "sub", "rsub", "add_", "sub_", "iadd", "maximum", "minimum", "where", "mul", "mul_",
+    "imul", "div", "truediv",
+)  # fmt: skip
+_SHUFFLES = (
+    "channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "flip", "roll",
+    "sort", "glu", "cumsum", "softmax2d", "index_select", "gather", "topk",
+)  # fmt: skip
 _NORM_MODULES = (
     nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
     nn.LayerNorm,
@@ -35,7 +42,7 @@ _NORM_MODULES = (
 _MIXING_MODULES = (
     nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag,
     nn.MultiheadAttention, nn.RNNBase, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle,
-    nn.ChannelShuffle, nn.Fold, nn.Unfold, nn.LocalResponseNorm,
+    nn.ChannelShuffle, nn.Fold, nn.Unfold, nn.LocalResponseNorm, nn.GLU,
 )  # fmt: skip
 
 
@@ -50,10 +57,14 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Reach:
-    """What the outputs of one parameter meet on their way to the next layer."""
+    """What the outputs of one parameter meet on their way to the next layer.
+
+    ``bare_norm`` says that a norm without scale and shift is among it.
+    """
 
     carriers: tuple[Carrier, ...] = ()
     to_output: bool = False
+    bare_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,8 @@ def trace_flow(model: nn.Module, example_inputs: tuple[Any, ...] | None) -> Flow
 
     The model is left as it was; ``example_inputs`` are its positional arguments.
     """
+    if example_inputs is None and _stands_alone(model):
+        return Flow()
     try:
         graph, nodes = (
             _from_modules(model) if example_inputs is None else _from_export(model, example_inputs)
@@ -103,59 +116,108 @@ def trace_flow(model: nn.Module, example_inputs: tuple[Any, ...] | None) -> Flow
             reach = _walk(step, node.axis, nodes)
             before = found.get(node.parameter, Reach())
             merged = tuple(dict.fromkeys((*before.carriers, *reach.carriers)))
-            found[node.parameter] = Reach(merged, before.to_output or reach.to_output)
+            found[node.parameter] = Reach(
+                merged,
+                before.to_output or reach.to_output,
+                before.bare_norm or reach.bare_norm,
+            )
     return Flow(found)
 
 
+def _stands_alone(model: nn.Module) -> bool:
+    """Whether the model is a bare layer of torch, or a holder of layers without a forward.
+
+    Such a model has no layer behind another, so there is nothing to follow and nothing to spare.
+    """
+    bare = type(model).__module__.startswith("torch.nn.modules")
+    composed = isinstance(model, (nn.Sequential, nn.Transformer, nn.TransformerEncoder))
+    return (bare and not composed) or type(model).forward is nn.Module.forward
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a walk stands: the channel axis (None once it is lost), and the channels' place there.
+
+    ``own`` holds while nothing but the channel itself can make its values differ from zero.
+    """
+
+    step: fx.Node
+    axis: int | None
+    offset: int = 0
+    extent: int | None = None
+    own: bool = True
+
+
 def _walk(start: fx.Node, axis: int, nodes: dict[fx.Node, _Node]) -> Reach:
-    """Follow one channel axis from an operator to its readers."""
+    """Follow one channel axis from an operator to its readers, and on to the model's output."""
     carriers: list[Carrier] = []
-    to_output = False
-    todo: list[tuple[fx.Node, int, int, bool]] = [(start, axis, 0, True)]
-    seen: set[tuple[fx.Node, int, int, bool]] = set()
+    to_output = bare_norm = False
+    todo = [_State(start, axis, extent=_extent(start, axis))]
+    seen: set[_State] = set()
     while todo:
         state = todo.pop()
         if state in seen:
             continue
         seen.add(state)
-        step, at, offset, own = state
-        for user in step.users:
+        for user in state.step.users:
             node = nodes.get(user)
-            if node is None or node.kind in ("stop", "weight"):
+            if node is None or node.kind == "weight":
                 continue
             if node.kind == "output":
                 to_output = True
                 continue
-            moved, shift, still = at, offset, own
-            if node.kind == "norm":
-                if own and node.axis in (at, -1) and node.per_channel:
-                    pairs = ((node.scale, True), (node.shift, False))
-                    carriers += [Carrier(name, offset, big) for name, big in pairs if name]
-            elif node.kind == "join":
-                still = False
-            elif node.kind == "move":
-                moved = node.order.index(at)
-            elif node.kind == "cat" and node.axis == at:
-                before = _size_before(user, step, nodes, at)
-                if before is None:
-                    continue
-                shift = offset + before
-            todo.append((user, moved, shift, still))
-    return Reach(tuple(dict.fromkeys(carriers)), to_output)
+            if node.kind == "norm" and state.own and _norms(node, state):
+                pairs = ((node.scale, True), (node.shift, False))
+                carriers += [Carrier(name, state.offset, big) for name, big in pairs if name]
+                bare_norm = bare_norm or node.scale is None
+            todo.append(_next(state, user, node, nodes))
+    return Reach(tuple(dict.fromkeys(carriers)), to_output, bare_norm)
 
 
-def _size_before(
-    cat: fx.Node, source: fx.Node, nodes: dict[fx.Node, _Node], axis: int
-) -> int | None:
+def _norms(node: _Node, state: _State) -> bool:
+    """Whether a norm scales along the channel axis; linear outputs may be its second axis."""
+    same_axis = node.axis == state.axis
+    flat = state.axis == -1 and node.axis == 1 and node.size == state.extent
+    return node.per_channel and (same_axis or flat)
+
+
+def _next(state: _State, user: fx.Node, node: _Node, nodes: dict[fx.Node, _Node]) -> _State:
+    """Carry the walk over one operator; where the channels cannot be followed, the axis is lost."""
+    lost = _State(user, None, own=False)
+    if state.axis is None or node.kind == "stop":
+        return lost
+    if node.kind == "cat" and node.axis == state.axis:
+        before = _size_before(user, state.step, state.axis)
+        if before is None:
+            return lost
+        extent = _extent(user, state.axis)
+        return _State(user, state.axis, state.offset + before, extent, state.own)
+    axis = node.order.index(state.axis) if node.kind == "move" else state.axis
+    extent = _extent(user, axis)
+    if extent != state.extent:
+        return lost
+    own = state.own and node.kind not in ("join", "cat")
+    return _State(user, axis, state.offset, extent, own)
+
+
+def _extent(step: fx.Node, axis: int) -> int | None:
+    """Return how many channels a tensor has along an axis, None where that is not known."""
+    shape = _shape(step)
+    if shape is not None:
+        return shape[axis] if -len(shape) <= axis < len(shape) else None
+    return step.meta.get("channels")
+
+
+def _size_before(cat: fx.Node, source: fx.Node, axis: int) -> int | None:
     """Return how many channels a concatenation holds before one of its inputs."""
     before = 0
     for operand in _flat(cat.args[0] if cat.args else cat.kwargs.get("tensors", ())):
         if operand is source:
             return before
-        shape = _shape(operand)
-        if shape is None or axis >= len(shape):
+        extent = _extent(operand, axis)
+        if extent is None:
             return None
-        before += shape[axis]
+        before += extent
     return None
 
 
@@ -173,7 +235,7 @@ def _shape(step: fx.Node) -> tuple[int, ...] | None:
         value = value[0]
     if isinstance(value, torch.Tensor):
         return tuple(value.shape)
-    return step.meta.get("channels")
+    return None
 
 
 def _from_export(
@@ -224,7 +286,12 @@ def _operator(step: fx.Node, holders: dict[fx.Node, str]) -> _Node:
         return _Node("stop")
     if name in ("permute", "transpose", "t", "swapaxes", "movedim"):
         return _moved(step, name, len(shape))
-    others = [other for other in operands[1:] if _shape(other) not in (None, ())]
+    scales = name.startswith("mul")  # a product with a parameter leaves a zero channel zero
+    others = [
+        other
+        for other in operands[1:]
+        if _shape(other) not in (None, ()) and not (scales and other in holders)
+    ]
     if name in _JOINS and others:
         return _Node("join")
     return _kept(name, operands, shape)
@@ -233,7 +300,7 @@ def _operator(step: fx.Node, holders: dict[fx.Node, str]) -> _Node:
 def _kept(name: str, operands: list[fx.Node], shape: tuple[int, ...]) -> _Node:
     """Keep the axes where the operator leaves rank and channel extent alone."""
     before = _shape(operands[0])
-    if before is None:
+    if before is None or name in _SHUFFLES:
         return _Node("stop")
     if name in ("flatten", "view", "reshape", "squeeze", "mean"):
         shrunk = tuple(size for size in before[2:] if size != 1)
@@ -306,9 +373,11 @@ def _module(module: nn.Module, names: dict[int, str]) -> _Node:
     if isinstance(module, _NORM_MODULES):
         last = isinstance(module, nn.LayerNorm)
         per_channel = not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) == 1
+        size = getattr(module, "num_features", 0)
         return _Node(
-            "norm", None, name("weight"), name("bias"), -1 if last else 1, per_channel=per_channel
-        )
+            "norm", None, name("weight"), name("bias"), -1 if last else 1, size=size,
+            per_channel=per_channel,
+        )  # fmt: skip
     if isinstance(module, _MIXING_MODULES) or list(module.parameters()):
         return _Node("stop")
     return _Node("keep")
@@ -323,7 +392,7 @@ def _function(step: fx.Node) -> _Node:
     if name in _JOINS:
         return _Node("join" if len(operands) > 1 else "keep")
     keeps = ("relu", "relu_", "relu6", "hardswish", "silu", "gelu", "sigmoid", "tanh", "dropout",
-             "leaky_relu", "elu", "softplus", "softmax", "log_softmax", "mul", "contiguous",
+             "leaky_relu", "elu", "softplus", "softmax", "log_softmax", "contiguous",
              "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate", "pad", "float",
              "hardsigmoid", "hardtanh", "clamp", "mish", "selu", "celu", "normalize")  # fmt: skip
     return _Node("keep" if name in keeps else "stop")
@@ -333,11 +402,9 @@ def _pass_channels(step: fx.Node, node: _Node) -> None:
     """Note the number of channels on the way, which concatenation needs to count offsets."""
     known = [operand.meta.get("channels") for operand in step.all_input_nodes]
     if node.kind == "weight":
-        step.meta["channels"] = (0, node.size)
-    elif node.kind == "cat" and node.axis == 1:
-        operands = list(_flat(step.args[0] if step.args else ()))
-        sizes = [operand.meta.get("channels") for operand in operands]
-        if all(sizes):
-            step.meta["channels"] = (0, sum(size[1] for size in sizes if size))
-    elif node.kind in ("keep", "norm", "join") and known and known[0]:
+        step.meta["channels"] = node.size
+    elif node.kind == "cat" and None not in known:
+        operands = _flat(step.args[0] if step.args else ())
+        step.meta["channels"] = sum(operand.meta["channels"] for operand in operands)
+    elif node.kind in ("keep", "norm", "join") and known and known[0] is not None:
         step.meta["channels"] = known[0]

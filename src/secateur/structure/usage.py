@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -27,15 +28,19 @@ class Usage:
 
     macs: int = 0
     by_parameter: dict[str, int] = field(default_factory=dict)
-    squares: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    squares: dict[tuple[str, int, int, int], Tensor] = field(default_factory=dict)
 
     def input_squares(self, weight: PrunableWeight, rows: int) -> Tensor | None:
         """Return sum over data of x^2 for each input of the weight, None if it was not seen."""
         start, stop = weight.rows or (0, rows)
         found = [
             total
-            for (name, first, last), total in self.squares.items()
-            if name == weight.parameter and first < stop and start < last
+            for (name, first, last, _), total in self.squares.items()
+            if name == weight.parameter
+            and first < stop
+            and start < last
+            # A tied embedding is read both by token and by feature: as long as the inputs it is.
+            and total.numel() == weight.groups * weight.shape[2]
         ]
         return torch.stack(found).sum(0) if found else None
 
@@ -45,10 +50,11 @@ class _Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.usage = usage
         self.inputs = inputs
-        self.names: dict[int, tuple[str, Tensor]] = {}
+        self.names: dict[int, list[tuple[str, Tensor]]] = {}
         for name, parameter in model.named_parameters():
-            pointer = parameter.untyped_storage().data_ptr()
-            self.names.setdefault(pointer, (name, parameter))
+            if not isinstance(parameter, UninitializedParameter):
+                pointer = parameter.untyped_storage().data_ptr()
+                self.names.setdefault(pointer, []).append((name, parameter))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -87,7 +93,13 @@ class _Watch(TorchDispatchMode):
     def owner(self, tensor: Any) -> tuple[str, Tensor] | None:
         if not isinstance(tensor, Tensor):
             return None
-        return self.names.get(tensor.untyped_storage().data_ptr())
+        place = tensor.storage_offset()
+        for name, parameter in self.names.get(tensor.untyped_storage().data_ptr(), []):
+            # Several parameters may lie in one flat buffer.
+            start = parameter.storage_offset()
+            if start <= place < start + parameter.numel():
+                return name, parameter
+        return None
 
     def count(self, name: str, macs: int) -> None:
         self.usage.by_parameter[name] = self.usage.by_parameter.get(name, 0) + macs
@@ -98,8 +110,8 @@ class _Watch(TorchDispatchMode):
         name, parameter = named
         width = max(1, parameter.numel() // parameter.shape[0])
         start = int(used.storage_offset() - parameter.storage_offset()) // width
-        key = (name, start, start + max(1, used.numel() // width))
         total = squares().double()
+        key = (name, start, start + max(1, used.numel() // width), total.numel())
         self.usage.squares[key] = self.usage.squares.get(key, torch.zeros_like(total)) + total
 
 

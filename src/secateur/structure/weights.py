@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from secateur.errors import SecateurError, suggestion
 
@@ -26,7 +27,8 @@ class PrunableWeight:
     """A parameter, or a part of one, in the layout [groups, outputs, inputs, *kernel].
 
     ``name`` is the parameter's name, with the part in brackets where a parameter fuses several
-    (``attention.in_proj_weight[q]``); ``rows`` is the part's range along dimension 0.
+    (``attention.in_proj_weight[q]``); ``rows`` is the part's range along dimension 0, and
+    ``bias_rows`` that of its biases.
     """
 
     name: str
@@ -37,6 +39,7 @@ class PrunableWeight:
     transposed: bool = False
     rows: tuple[int, int] | None = None
     biases: tuple[str, ...] = ()
+    bias_rows: tuple[int, int] | None = None
 
     @property
     def groups(self) -> int:
@@ -66,7 +69,7 @@ class PrunableWeight:
 
     def view_outputs(self, vector: Tensor) -> Tensor:
         """View a vector with one entry per output (a bias) as [groups, outputs]."""
-        part = vector if self.rows is None else vector[self.rows[0] : self.rows[1]]
+        part = vector if self.bias_rows is None else vector[self.bias_rows[0] : self.bias_rows[1]]
         outputs: Tensor = part.unflatten(0, self.shape[:2])
         return outputs
 
@@ -92,7 +95,9 @@ def find_weights(model: nn.Module) -> FoundWeights:
         for weight in _of_module(path, module):
             own = dict(module.named_parameters(recurse=False))
             parameter = own.get(weight.parameter.rpartition(".")[2])
-            if parameter is None:
+            if isinstance(parameter, UninitializedParameter):
+                skipped.append((weight.parameter, "it is lazy: run the model once first"))
+            elif parameter is None:
                 skipped.append((weight.parameter, "it is computed from other parameters"))
             elif not parameter.is_floating_point():
                 skipped.append((weight.parameter, f"it holds {parameter.dtype}, not floats"))
@@ -151,7 +156,7 @@ def _named(
     biases = tuple(names[id(own[bias])] for bias in weight.biases if own.get(bias) is not None)
     return PrunableWeight(
         name + part, name, weight.module, weight.kind, weight.shape, weight.transposed,
-        weight.rows, biases,
+        weight.rows, biases, weight.bias_rows,
     )  # fmt: skip
 
 
@@ -177,8 +182,7 @@ def _of_module(path: str, module: nn.Module) -> Iterator[PrunableWeight]:
     elif isinstance(module, nn.RNNBase):
         yield from _of_recurrent(path, kind, module)
     elif isinstance(module, _input_major_linear()):
-        stored = dict(module.named_parameters(recurse=False))["weight"]
-        inputs, outputs = stored.shape
+        inputs, outputs = getattr(module, "weight").shape  # noqa: B009
         yield weight("weight", (1, outputs, inputs), True, ("bias",))
 
 
@@ -196,7 +200,7 @@ def _parts(
     for place, label in enumerate(labels):
         rows = (place * outputs, (place + 1) * outputs)
         yield PrunableWeight(
-            f"{full}[{label}]", full, path, kind, (1, outputs, inputs), False, rows, (bias,)
+            f"{full}[{label}]", full, path, kind, (1, outputs, inputs), False, rows, (bias,), rows
         )
 
 
@@ -206,10 +210,12 @@ def _of_attention(path: str, kind: str, module: nn.MultiheadAttention) -> Iterat
         yield from _parts(path, kind, "in_proj_weight", "qkv", (size, size), "in_proj_bias")
         return
     widths = {"q": size, "k": module.kdim, "v": module.vdim}
-    for label, width in widths.items():
+    for place, (label, width) in enumerate(widths.items()):
         name = f"{label}_proj_weight"
         full = f"{path}.{name}" if path else name
-        yield PrunableWeight(full, full, path, kind, (1, size, width))
+        rows = (place * size, (place + 1) * size)
+        shape = (1, size, width)
+        yield PrunableWeight(full, full, path, kind, shape, False, None, ("in_proj_bias",), rows)
 
 
 def _of_recurrent(path: str, kind: str, module: nn.RNNBase) -> Iterator[PrunableWeight]:

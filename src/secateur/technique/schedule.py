@@ -294,6 +294,13 @@ class Schedule:
         value = min(1.0, max(0.0, value))
         return self.initial + (1 - self.initial) * value
 
+    def settles(self, progress: float) -> bool:
+        """Whether nothing changes any more from a share of training on."""
+        if progress >= self.end:
+            return True
+        ahead = (progress + (self.end - progress) * step / 32 for step in range(33))
+        return self.mask.kind == "permanent" and len({self.at(share) for share in ahead}) == 1
+
     def words(self) -> str:
         """Say in words when the budget is claimed."""
         summary = "a function of your own" if self.function else CURVES.get(self.curve).summary

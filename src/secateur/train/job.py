@@ -95,9 +95,11 @@ class _Run:
         self.settings, self.data, self.built = settings, data, built
         self.example, self.folder, self.watcher = example, folder, watcher
         self.accelerator = accelerate.Accelerator(
+            # Without this, several processes on a machine without accelerator do not find each other.
+            cpu=not torch.accelerator.is_available(),
             dataloader_config=accelerate.DataLoaderConfiguration(
                 use_seedable_sampler=True, data_seed=settings.seed
-            )
+            ),
         )
         self.fingerprint = settings.fingerprint(data.digest)
         self.dense = copy.deepcopy(built.model)
@@ -155,10 +157,18 @@ class _Run:
             phase.load_state_dict(saved["phase"])
         for step in phase.run(self.watcher):
             ends_epoch = step % len(phase.train) == 0
-            if request.asked or (ends_epoch and step < phase.total):
+            asked = self._anyone(request.asked)
+            if asked or (ends_epoch and step < phase.total):
                 path = self._save(phase)
-                if request.asked:
+                if asked:
                     raise Interrupted(path, step)
+
+    def _anyone(self, asked: bool) -> bool:
+        """Whether any process was asked to stop, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag) > 0)
 
     def _save(self, phase: Phase) -> Path:
         if self.accelerator.is_main_process:
