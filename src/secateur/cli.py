@@ -104,7 +104,7 @@ def compress(
                 out,
                 resume=resume,
                 overwrite=overwrite,
-                watcher=_watcher(progress),
+                watcher=_watcher(progress) if _is_main() else None,
                 command=command,
             )
     except Interrupted as stop:

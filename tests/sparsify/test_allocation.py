@@ -32,7 +32,13 @@ def layers_of(shapes: list[Shape]) -> list[Layer]:
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.floats(0, 10), st.floats(0, 1000), st.floats(0, 1)), min_size=1, max_size=8
+        st.tuples(
+            st.just(0.0) | st.floats(1e-6, 10),
+            st.just(0.0) | st.floats(1e-3, 1000),
+            st.floats(0, 1),
+        ),
+        min_size=1,
+        max_size=8,
     ),
     st.floats(0, 5000),
 )

@@ -72,8 +72,6 @@ def fill(
     [0.5, 1.0]
     """
     most = list(limits) if limits is not None else [1.0] * len(rates)
-    largest = max(rates, default=0.0)
-    rates = [rate / largest for rate in rates] if largest > 0 else rates
     full = {place for place, rate in enumerate(rates) if rate <= 0 or most[place] <= 0}
     fixed = dict.fromkeys(full, 0.0)
     while True:

@@ -95,7 +95,7 @@ class _Run:
         self.settings, self.data, self.built = settings, data, built
         self.example, self.folder, self.watcher = example, folder, watcher
         self.accelerator = accelerate.Accelerator(
-            # Without this, several processes on a machine without accelerator do not find each other.
+            # Else several processes on a machine without accelerator do not find each other.
             cpu=not torch.accelerator.is_available(),
             dataloader_config=accelerate.DataLoaderConfiguration(
                 use_seedable_sampler=True, data_seed=settings.seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,18 @@ class Progress:
     curves: list[dict[str, float]] = field(default_factory=list)
 
 
+def rate_at(step: int, total: int) -> float:
+    """Return the share of the highest learning rate at a step: a linear rise, then a half cosine.
+
+    >>> [round(rate_at(step, 8), 2) for step in (0, 1, 2, 5, 8)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    rise = max(1, round(_WARM_UP * total))
+    if step < rise:
+        return (step + 1) / rise
+    return (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise)))) / 2
+
+
 class Phase:
     """Trains one network for the epochs of the settings, with or without a sparsifier."""
 
@@ -59,8 +72,9 @@ class Phase:
         )
         self.network: nn.Module = accelerator.unwrap_model(self.model)
         self.total = settings.epochs * len(self.train)
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer.optimizer, settings.rate, max(2, self.total), pct_start=_WARM_UP
+        total = self.total
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer.optimizer, lambda step: rate_at(step, total)
         )
         self.sparsifier = make_sparsifier(self.network) if make_sparsifier else None
         self.progress = Progress()
