@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -61,7 +59,9 @@ def ratios(seconds: Mapping[str, list[float]], over: str) -> dict[str, dict[str,
     return found
 
 
-def publish(title: str, result: Mapping[str, Any], rows: Mapping[str, Any], path: Path | None) -> None:
+def publish(
+    title: str, result: Mapping[str, Any], rows: Mapping[str, Any], path: Path | None
+) -> None:
     """Print a table and write the whole result as JSON."""
     table = Table("", "median seconds", "ratio", "quartiles", title=title, title_justify="left")
     for name, row in rows.items():
@@ -70,13 +70,13 @@ def publish(title: str, result: Mapping[str, Any], rows: Mapping[str, Any], path
             f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}",
         )  # fmt: skip
     Console().print(table)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        complete = {
-            "title": title,
-            **result,
-            "rows": rows,
-            "versions": versions(),
-            "hardware": hardware() | {"system": platform.system(), "torch": torch.__version__},
-        }
-        path.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
+    write(path, {"title": title, **result, "rows": rows})
+
+
+def write(path: Path | None, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON with the versions and the hardware it depends on."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    complete = {**result, "versions": versions(), "hardware": hardware()}
+    path.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")

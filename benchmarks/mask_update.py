@@ -10,18 +10,18 @@ import copy
 import gc
 from collections.abc import Callable
 
+import common
 import torch
 import torchvision
 from torch import nn
 from torch.nn.utils import prune
 
-import common
 from secateur import Sparsifier
 
 SPARSITY = 0.9
 
 
-def convolutions(network: nn.Module) -> list[nn.Module]:
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
     """Return what all contenders prune: the convolutions."""
     return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
 
@@ -91,7 +91,7 @@ def main() -> None:
     rows = common.ratios(seconds, "secateur")
     setting = {
         "network": "resnet50",
-        "weights": sum(m.weight.numel() for m in convolutions(network)),  # type: ignore[union-attr,operator,misc]
+        "weights": sum(m.weight.numel() for m in convolutions(network)),
         "technique": "weight | global | magnitude",
         "sparsity": SPARSITY,
         "rounds": options.rounds,

@@ -7,13 +7,13 @@ can be overlooked; the peak during an update is read from the allocator through 
 from __future__ import annotations
 
 import gc
-import json
+from collections.abc import Callable
 
+import common
 import torch
 import torchvision
 from torch.profiler import ProfilerActivity, profile
 
-import common
 from secateur import Sparsifier
 
 TECHNIQUES = (
@@ -35,16 +35,30 @@ def held() -> int:
     return sum(storages.values())
 
 
-def peak(run: object) -> int:
+def peak(run: Callable[[], object]) -> int:
     """Return the most bytes that were allocated at once above the start, during a call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()  # type: ignore[operator]
+        run()
     level = top = 0
-    for event in found.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in found.profiler.kineto_results.events():
         if event.name() == "[memory]":
             level += event.nbytes()
             top = max(top, level)
     return top
+
+
+def measure(technique: str) -> dict[str, float]:
+    """Return what one technique holds and needs for a moment, per prunable weight."""
+    network = torchvision.models.resnet50()
+    before = held()
+    sparsifier = Sparsifier(network, technique, sparsity=0.9)
+    weights = sum(layer.weights for layer in sparsifier.report().layers)
+    transient = peak(lambda: sparsifier.step(0.5))
+    return {
+        "weights": weights,
+        "bytes_per_weight": (held() - before) / weights,
+        "peak_bytes_per_weight_during_update": transient / weights,
+    }
 
 
 def main() -> None:
@@ -52,27 +66,13 @@ def main() -> None:
     options = common.arguments(__doc__ or "")
     rows = {}
     for technique in TECHNIQUES:
-        network = torchvision.models.resnet50()
-        before = held()
-        sparsifier = Sparsifier(network, technique, sparsity=0.9)
-        weights = sum(layer.weights for layer in sparsifier.report().layers)
-        transient = peak(lambda: sparsifier.step(0.5))  # noqa: B023
-        after = held()
-        rows[technique] = {
-            "weights": weights,
-            "bytes_per_weight": (after - before) / weights,
-            "peak_bytes_per_weight_during_update": transient / weights,
-        }
+        rows[technique] = measure(technique)
         print(
             f"{technique}: holds {rows[technique]['bytes_per_weight']:.3f} bytes per prunable "
             f"weight, {rows[technique]['peak_bytes_per_weight_during_update']:.1f} at the peak of "
             "an update"
         )
-        del sparsifier, network
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        result = {"title": "Memory beside the model", "rows": rows, "versions": common.versions()}
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    common.write(options.json, {"title": "Memory beside the model", "rows": rows})
 
 
 if __name__ == "__main__":

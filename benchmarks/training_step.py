@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import common
 import torch
 import torchvision
 from torch import nn
 
-import common
 from secateur import Sparsifier
 
 

@@ -92,7 +92,7 @@ def test_ctrl_c_tells_how_to_go_on_and_resume_does(tmp_path: Path) -> None:
 def test_list_as_table_and_json(kind: str, name: str) -> None:
     rows = json.loads(secateur("list", kind, "--json").stdout)
     assert name in {row["name"] for row in rows}
-    assert name.split("(")[0] in secateur("list", kind).stdout
+    assert name.split("(", maxsplit=1)[0] in secateur("list", kind).stdout
 
 
 def test_list_without_a_kind_lists_all() -> None:

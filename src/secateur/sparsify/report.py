@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from secateur.sparsify.budget import Budget, count_kept
-from secateur.sparsify.memory import Memory
 from secateur.sparsify.setup import Setup
 from secateur.technique import Technique
 
@@ -60,9 +59,7 @@ class Report:
         return "\n".join([*lines, f"achieved: {shares}"])
 
 
-def make_report(
-    technique: Technique, setup: Setup, masks: Mapping[str, Tensor], memory: Memory
-) -> Report:
+def make_report(technique: Technique, setup: Setup, masks: Mapping[str, Tensor]) -> Report:
     """Count what is kept in every weight."""
     layers = []
     for prunable in setup.prunables:

@@ -161,7 +161,7 @@ class Sparsifier:
 
     def report(self) -> Report:
         """Return what is removed where, and what was passed over and why; it prints as a table."""
-        return make_report(self.technique, self._setup, self._masks, self._memory)
+        return make_report(self.technique, self._setup, self._masks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state, made of tensors and plain values only, to save beside the model's."""
