@@ -1,4 +1,4 @@
-"""Lets ``python -m secateur`` and ``accelerate launch -m secateur`` run the command line."""
+"""Lets ``python -m secateur`` and launchers such as ``torchrun -m secateur`` run the commands."""
 
 from secateur.cli import main
 

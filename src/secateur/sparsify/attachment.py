@@ -63,7 +63,7 @@ class Attachment:
         if memory.step == 0:
             self._remember(memory)
             schedule = self.sparsifier.technique.schedule
-            if schedule.at(0.0) > 0 and not self._waits_for_gradients():
+            if schedule.at(0.0) > 0 and not self._waits_for_training():
                 self.sparsifier.step(0.0)
         self.sparsifier.apply()
         memory.total = self.total
@@ -110,8 +110,8 @@ class Attachment:
             if update.optimizer == "rewind":
                 memory.optimizer = copy.deepcopy(self.optimizer.state_dict())
 
-    def _waits_for_gradients(self) -> bool:
-        return self.sparsifier._engine.needs_training_gradients
+    def _waits_for_training(self) -> bool:
+        return self.sparsifier._engine.waits_for_training
 
     def _due(self, memory: Memory) -> bool:
         """Whether a mask update falls on the step just done."""
@@ -124,7 +124,7 @@ class Attachment:
         claimed = memory.claimed or 0.0
         if memory.updates and schedule.mask.kind == "permanent" and claims == claimed:
             return False
-        if memory.step in (first, last) or (memory.updates == 0 and self._waits_for_gradients()):
+        if memory.step in (first, last) or (memory.updates == 0 and self._waits_for_training()):
             return True
         if self.every is not None:
             return (memory.step - first) % self.every == 0

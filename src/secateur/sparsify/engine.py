@@ -66,9 +66,12 @@ class Engine:
         return {*self.technique.criteria.needs, *(["gradient"] if grows else [])}
 
     @property
-    def needs_training_gradients(self) -> bool:
-        """Whether gradients have to come from the training, as no data is there to take them."""
-        return "gradient" in self.needs and self.data is None
+    def waits_for_training(self) -> bool:
+        """Whether nothing can be told units apart by before the first optimiser step.
+
+        So it is where gradients come from the training, and where the criterion looks at movement.
+        """
+        return ("gradient" in self.needs and self.data is None) or self.technique.criteria.moves
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -339,7 +342,7 @@ class Engine:
             sum(numbers),
             changed,
             self.currency,
-            claim.target,
+            claim.target if self.setup.budget else offered / max(1.0, total),
             achieved,
             unmet / total if total else 0.0,
             self._reason(claim, achieved) if unmet > 0 else None,

@@ -21,6 +21,7 @@ from secateur.sparsify.statistics import Loss
 from secateur.technique import Technique
 
 FORMAT = 1
+_PIECE = 1 << 18
 
 
 class Sparsifier:
@@ -91,6 +92,7 @@ class Sparsifier:
 
         Updates the masks, applies them, and says what was done; see ``StepResult``.
         """
+        self._follow_devices()
         before = {name: self._masks[name].clone() for name in self._engine.vectors}
         result = self._engine.update(self._masks, self._memory, progress)
         self._memory.settled = self.technique.schedule.settles(progress)
@@ -113,8 +115,9 @@ class Sparsifier:
     def reapply(self) -> None:
         """Set removed entries to zero after an optimiser's step; faster, for finite values."""
         with torch.no_grad():
-            for parameter, mask in self._current():
-                parameter.mul_(mask)
+            # The optimiser has just written the last parameters, which the caches still hold.
+            for parameter, mask in reversed(self._current()):
+                _multiply(parameter, mask)
 
     def _current(self) -> list[tuple[Tensor, Tensor]]:
         """Pair the parameters, as they are now, with the masks that have something removed."""
@@ -122,11 +125,19 @@ class Sparsifier:
         pairs: list[tuple[Tensor, Tensor]] = []
         pairs += [(parameter, mask) for parameter, mask in found if parameter is not None]
         if any(parameter.device != mask.device for parameter, mask in pairs):
-            for name, mask in self._masks.items():
-                self._masks[name] = mask.to(self.model.get_parameter(name).device)
-            self._refresh()
+            self._follow_devices()
             return self._current()
         return pairs
+
+    def _follow_devices(self) -> None:
+        """Bring the masks to where the parameters are, after the model has moved."""
+        places = {name: self.model.get_parameter(name).device for name in self._masks}
+        if any(mask.device != places[name] for name, mask in self._masks.items()):
+            for name, mask in self._masks.items():
+                self._masks[name] = mask.to(places[name])
+            for name, stored in self._memory.vectors.items():
+                self._memory.vectors[name] = stored.to(places[name])
+            self._refresh()
 
     def attach(
         self,
@@ -237,6 +248,17 @@ class Sparsifier:
                 path, _, attribute = name.rpartition(".")
                 module = self.model.get_submodule(path)
                 self._applied.append((module, attribute, self._masks[name].view(torch.uint8)))
+
+
+def _multiply(parameter: Tensor, mask: Tensor) -> None:
+    """Multiply by a mask of bytes, on the CPU in pieces that fit its caches."""
+    plain = parameter.is_contiguous() and mask.is_contiguous() and parameter.device.type == "cpu"
+    if not plain or parameter.numel() <= _PIECE:
+        parameter.mul_(mask)
+        return
+    weights, kept = parameter.view(-1), mask.view(-1)
+    for start in range(0, weights.numel(), _PIECE):
+        weights[start : start + _PIECE].mul_(kept[start : start + _PIECE])
 
 
 def unwrap(model: nn.Module) -> nn.Module:

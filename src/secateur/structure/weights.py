@@ -145,7 +145,8 @@ def match_any(
 def matches(weight: PrunableWeight, pattern: str) -> bool:
     """Whether a glob pattern names the weight, its parameter or its module."""
     names = (weight.name, weight.parameter, weight.module)
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    # A part's name holds brackets, which a pattern would read as a set of characters.
+    return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _named(

@@ -217,7 +217,7 @@ class Schedule:
     before and at the start; ``every`` counts optimiser steps between mask updates, ``epochs``
     counts epochs instead. With neither, an update comes as soon as the claimed share has moved by
     half a percent (masks that move: a hundred updates, evenly spaced). The first and the last
-    update always happen.
+    update happen in any case, unless the mask is permanent and nothing is left to claim.
 
     >>> Schedule.parse("agp(start=0.2)").at(0.2), Schedule.parse("agp").at(1.0)
     (0.0, 1.0)

@@ -17,13 +17,13 @@ _ZHOU = "Zhou et al. 2019"
 _HUBENS = "Hubens et al. 2022"
 
 
-@criterion("magnitude_increase", summary="|w| - |w0|", source=_ZHOU, needs=("saved",))
+@criterion("magnitude_increase", summary="|w| - |w0|", source=_ZHOU, needs=("saved",), moves=True)
 def magnitude_increase(evidence: Evidence) -> Tensor:
     """Return |w| - |w0|."""
     return evidence.weight.abs() - evidence.get("saved").abs()
 
 
-@criterion("movement", summary="|w - w0|", source=_ZHOU, needs=("saved",))
+@criterion("movement", summary="|w - w0|", source=_ZHOU, needs=("saved",), moves=True)
 def movement(evidence: Evidence) -> Tensor:
     """Return |w - w0|."""
     return (evidence.weight - evidence.get("saved")).abs()
@@ -34,6 +34,7 @@ def movement(evidence: Evidence) -> Tensor:
     summary="|w (w - w0)|",
     source=_HUBENS,
     needs=("saved",),
+    moves=True,
     aliases=("movmag",),
 )
 def mov_large_final(evidence: Evidence) -> Tensor:
@@ -41,25 +42,33 @@ def mov_large_final(evidence: Evidence) -> Tensor:
     return (evidence.weight * (evidence.weight - evidence.get("saved"))).abs()
 
 
-@criterion("mov_mag", summary="||w| - |w0||", source=_HUBENS, needs=("saved",))
+@criterion("mov_mag", summary="||w| - |w0||", source=_HUBENS, needs=("saved",), moves=True)
 def mov_mag(evidence: Evidence) -> Tensor:
     """Return ||w| - |w0||."""
     return (evidence.weight.abs() - evidence.get("saved").abs()).abs()
 
 
-@criterion("updating_magnitude_increase", summary="|w| - |w-|", source=_HUBENS, needs=("previous",))
+@criterion(
+    "updating_magnitude_increase",
+    summary="|w| - |w-|",
+    source=_HUBENS,
+    needs=("previous",),
+    moves=True,
+)
 def updating_magnitude_increase(evidence: Evidence) -> Tensor:
     """Return |w| - |w-|."""
     return evidence.weight.abs() - evidence.get("previous").abs()
 
 
-@criterion("updating_movement", summary="|w - w-|", source=_HUBENS, needs=("previous",))
+@criterion("updating_movement", summary="|w - w-|", source=_HUBENS, needs=("previous",), moves=True)
 def updating_movement(evidence: Evidence) -> Tensor:
     """Return |w - w-|."""
     return (evidence.weight - evidence.get("previous")).abs()
 
 
-@criterion("updating_movmag", summary="|w (w - w-)|", source=_HUBENS, needs=("previous",))
+@criterion(
+    "updating_movmag", summary="|w (w - w-)|", source=_HUBENS, needs=("previous",), moves=True
+)
 def updating_movmag(evidence: Evidence) -> Tensor:
     """Return |w (w - w-)|."""
     return (evidence.weight * (evidence.weight - evidence.get("previous"))).abs()

@@ -30,7 +30,11 @@ _SETTINGS = ("reduce", "normalize")
 
 @dataclass(frozen=True)
 class CriterionRecord:
-    """A named criterion: its function, one sentence, its paper, and what it needs."""
+    """A named criterion: its function, one sentence, its paper, and what it needs.
+
+    ``moves`` says that it looks at how weights have moved, so that before the first step of a
+    training all its scores are equal.
+    """
 
     name: str
     function: Function
@@ -41,6 +45,7 @@ class CriterionRecord:
     reduce: str
     parameters: tuple[tuple[str, Any], ...]
     aliases: tuple[str, ...] = ()
+    moves: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def criterion(
     level: str = "weight",
     reduce: str = "mean",
     aliases: tuple[str, ...] = (),
+    moves: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a criterion under a name; see this module's text for what the function gets.
 
@@ -84,7 +90,7 @@ def criterion(
     def register(function: Function) -> Function:
         pairs = _parameters(function, skip=1 if level == "weight" else 2)
         record = CriterionRecord(
-            name, function, summary, source, needs, level, reduce, pairs, aliases
+            name, function, summary, source, needs, level, reduce, pairs, aliases, moves
         )
         if name in MODIFIERS:
             raise SecateurError(f"criterion '{name}' exists already as a modifier")

@@ -104,9 +104,11 @@ class Criterion:
         return CRITERIA.get(self.name).needs
 
     @property
-    def plain(self) -> bool:
-        """Whether scores depend on nothing but this weight, so that a pass per weight suffices."""
-        return self.inner is None and CRITERIA.get(self.name).level == "weight"
+    def moves(self) -> bool:
+        """Whether all scores are equal before the first step of a training."""
+        if self.inner is not None:
+            return self.inner.moves
+        return CRITERIA.get(self.name).moves
 
     def words(self) -> str:
         """Say in words what is scored."""
