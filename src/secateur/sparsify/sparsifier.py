@@ -14,6 +14,7 @@ from secateur.sparsify.attachment import Attachment
 from secateur.sparsify.budget import Budget, count_kept
 from secateur.sparsify.engine import Engine
 from secateur.sparsify.memory import Memory, initial_memory
+from secateur.sparsify.pieces import Pieces
 from secateur.sparsify.report import Report, make_report
 from secateur.sparsify.result import StepResult
 from secateur.sparsify.setup import prepare
@@ -21,7 +22,6 @@ from secateur.sparsify.statistics import Loss
 from secateur.technique import Technique
 
 FORMAT = 1
-_PIECE = 1 << 18
 
 
 class Sparsifier:
@@ -70,6 +70,7 @@ class Sparsifier:
         self._memory = initial_memory(self.model, self.technique, self._setup, seed)
         self._attachment: Attachment | None = None
         self._applied: list[tuple[nn.Module, str, Tensor]] = []
+        self._pieces = Pieces()
         self._last: StepResult | None = None
 
     @property
@@ -115,9 +116,8 @@ class Sparsifier:
     def reapply(self) -> None:
         """Set removed entries to zero after an optimiser's step; faster, for finite values."""
         with torch.no_grad():
-            # The optimiser has just written the last parameters, which the caches still hold.
-            for parameter, mask in reversed(self._current()):
-                _multiply(parameter, mask)
+            self._pieces = self._pieces.renewed(self._current())
+            self._pieces.multiply()
 
     def _current(self) -> list[tuple[Tensor, Tensor]]:
         """Pair the parameters, as they are now, with the masks that have something removed."""
@@ -248,17 +248,6 @@ class Sparsifier:
                 path, _, attribute = name.rpartition(".")
                 module = self.model.get_submodule(path)
                 self._applied.append((module, attribute, self._masks[name].view(torch.uint8)))
-
-
-def _multiply(parameter: Tensor, mask: Tensor) -> None:
-    """Multiply by a mask of bytes, on the CPU in pieces that fit its caches."""
-    plain = parameter.is_contiguous() and mask.is_contiguous() and parameter.device.type == "cpu"
-    if not plain or parameter.numel() <= _PIECE:
-        parameter.mul_(mask)
-        return
-    weights, kept = parameter.view(-1), mask.view(-1)
-    for start in range(0, weights.numel(), _PIECE):
-        weights[start : start + _PIECE].mul_(kept[start : start + _PIECE])
 
 
 def unwrap(model: nn.Module) -> nn.Module:
