@@ -4,61 +4,16 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS
-from torch import Tensor, nn
+from training import batch, equal, fresh, removed, total, train, zeros_match
 
 from secateur import SecateurError, Sparsifier
 
 TECHNIQUE = "weight | global | magnitude | linear"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks so small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def fresh(name: str = "small_cnn", seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return NETWORKS[name]()
-
-
-def batch(step: int, size: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(100 + step)
-    inputs = torch.randn(size, 1, 8, 8, generator=generator)
-    return inputs, torch.randint(10, (size,), generator=generator)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        inputs, targets = batch(step)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-
-
-def zeros_match(model: nn.Module, sparsifier: Sparsifier) -> bool:
-    return all(
-        bool((model.get_parameter(name)[~mask] == 0).all())
-        for name, mask in sparsifier.masks.items()
-    )
-
-
-def removed(sparsifier: Sparsifier) -> int:
-    return sum(int((~mask).sum()) for mask in sparsifier.masks.values())
-
-
-def total(sparsifier: Sparsifier) -> int:
-    return sum(mask.numel() for mask in sparsifier.masks.values())
 
 
 OPTIMIZERS: dict[str, Any] = {
@@ -318,8 +273,14 @@ def test_the_optimiser_can_be_copied_and_pickled_while_attached() -> None:
     sparsifier = Sparsifier(model, TECHNIQUE, sparsity=0.5)
     sparsifier.attach(optimizer, 4)
     train(model, optimizer, range(2))
-    pickle.dumps(optimizer)
-    copy.deepcopy(optimizer.state_dict())
+    copied = copy.deepcopy(optimizer.state_dict())
+    for state in (copied, pickle.loads(pickle.dumps(optimizer)).state_dict()):
+        assert state["param_groups"] == optimizer.state_dict()["param_groups"]
+        for place, averages in optimizer.state_dict()["state"].items():
+            assert equal(state["state"][place], averages)
+    train(model, optimizer, range(2, 4))
+    assert removed(sparsifier) == round(0.5 * total(sparsifier))
+    assert float(copied["state"][0]["step"]) == 2
 
 
 def test_gradients_come_from_the_training_where_there_is_no_data() -> None:

@@ -3,54 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from networks import NETWORKS, example
+from networks import example
 from torch import Tensor, nn
+from training import batch, fresh, train
 
 from secateur import SecateurError, Sparsifier
 
 STEPS = 12
 
 
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    inputs = torch.randn(6, 1, 8, 8, generator=generator)
-    return inputs, torch.randint(10, (6,), generator=generator)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks so small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Run:
     """A training run that can be saved after any step."""
 
     def __init__(self, technique: str, seed: int = 0, budget: float = 0.6, **more: Any) -> None:
-        torch.manual_seed(seed)
-        self.model = NETWORKS["small_cnn"]()
+        self.model = fresh(seed=seed)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: 1 / (1 + s))
         self.sparsifier = Sparsifier(self.model, technique, sparsity=budget, **more)
 
     def train(self, first: int, last: int, total: int = STEPS) -> Run:
         self.sparsifier.attach(self.optimizer, total, scheduler=self.scheduler)
-        for step in range(first, last):
-            inputs, targets = batch(step)
-            self.optimizer.zero_grad()
-            F.cross_entropy(self.model(inputs), targets).backward()
-            self.optimizer.step()
-            self.scheduler.step()
+        train(self.model, self.optimizer, range(first, last), self.scheduler)
         return self
 
     def parts(self) -> dict[str, Any]:
@@ -116,10 +95,20 @@ def test_a_run_whose_sensitivity_was_measured_resumes_without_measuring_again(
     data = [batch(100)]
     straight = Run(technique, data=data).train(0, STEPS)
     Run(technique, data=data).train(0, 5).save(tmp_path / "state.pt")
-    resumed = Run(technique, seed=99, data=data)
+    measured = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        measured.append(batch)
+        return model(batch[0]).sum()
+
+    resumed = Run(technique, seed=99, data=data, loss=loss)
     resumed.load(tmp_path / "state.pt")
     resumed.train(5, STEPS)
     same(straight, resumed)
+    assert measured == []
+    damage = resumed.sparsifier.state_dict()["memory"]["damage"]
+    assert set(damage) == set(resumed.sparsifier.masks)
+    assert damage == straight.sparsifier.state_dict()["memory"]["damage"]
 
 
 def test_a_state_is_a_copy() -> None:
@@ -178,7 +167,7 @@ WRONG: dict[str, Change] = {
     "none": lambda state: None,
     "a_list": lambda state: [1, 2],
     "a_text": lambda state: "state",
-    "the_models_own": lambda state: NETWORKS["small_cnn"]().state_dict(),
+    "the_models_own": lambda state: fresh("small_cnn").state_dict(),
     "no_masks": drop("masks"),
     "no_memory": drop("memory"),
     "other_format": change("format", 99),
@@ -229,7 +218,7 @@ def test_a_rewind_state_of_another_model_is_refused() -> None:
 
 def test_a_state_of_another_model_is_refused() -> None:
     state = Run(TECHNIQUE).train(0, 3).sparsifier.state_dict()
-    other = Sparsifier(NETWORKS["mlp"](), TECHNIQUE, sparsity=0.6)
+    other = Sparsifier(fresh("mlp"), TECHNIQUE, sparsity=0.6)
     with pytest.raises(SecateurError, match="another"):
         other.load_state_dict(state)
 
@@ -249,6 +238,7 @@ def test_a_state_can_be_loaded_after_attaching() -> None:
     second.sparsifier.attach(second.optimizer, STEPS, scheduler=second.scheduler)
     for name, part in second.parts().items():
         part.load_state_dict(copy.deepcopy(first.parts()[name].state_dict()))
+    assert second.sparsifier.history == first.sparsifier.history != []
     second.sparsifier.detach()
     second.train(5, STEPS)
     same(straight, second)
@@ -262,8 +252,7 @@ def test_a_state_of_another_length_is_refused_after_attaching_too() -> None:
 
 
 def test_the_state_by_hand_without_an_optimiser() -> None:
-    torch.manual_seed(0)
-    model = NETWORKS["dense_block_net"]()
+    model = fresh("dense_block_net")
     technique = "filter | global | random | linear"
     inputs = example("dense_block_net")
     one = Sparsifier(model, technique, sparsity=0.5, example_inputs=inputs)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, example
+from networks import example
 from torch import Tensor, nn
+from training import fresh
 
 from secateur import SecateurError
 from secateur.sparsify.statistics import collect, mean_loss
@@ -17,15 +18,6 @@ from secateur.structure import find_weights
 from secateur.structure.weights import PrunableWeight
 
 Batches = list[tuple[Tensor, Tensor]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks so small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def batches_for(name: str, sizes: tuple[int, ...] = (3, 2)) -> Batches:
@@ -49,8 +41,7 @@ VARIED = ["small_cnn", "mlp", "grouped_cnn", "conv1d_net", "conv3d_net", "transf
 
 @pytest.mark.parametrize("name", VARIED)
 def test_the_gradient_is_the_mean_over_batches(name: str) -> None:
-    torch.manual_seed(0)
-    model, data = NETWORKS[name](), batches_for(name)
+    model, data = fresh(name), batches_for(name)
     weights, found = statistics(model, "gradient", data)
     model.eval()
     parameters = dict(model.named_parameters())
@@ -63,8 +54,7 @@ def test_the_gradient_is_the_mean_over_batches(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["small_cnn", "grouped_cnn", "embedding_net", "transformer"])
 def test_fisher_is_the_mean_squared_gradient_of_single_examples(name: str) -> None:
-    torch.manual_seed(0)
-    model, data = NETWORKS[name](), batches_for(name)
+    model, data = fresh(name), batches_for(name)
     weights, found = statistics(model, "fisher", data)
     model.eval()
     parameters = dict(model.named_parameters())
@@ -111,7 +101,7 @@ def test_the_hessian_comes_near_the_true_diagonal() -> None:
 
 
 def test_the_hessian_is_the_same_twice() -> None:
-    model, data = NETWORKS["mlp"](), batches_for("mlp")
+    model, data = fresh("mlp"), batches_for("mlp")
     first, second = (statistics(model, "hessian", data)[1] for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -149,8 +139,7 @@ def output_changes(model: nn.Module, layer: nn.Module, data: Batches, channel: i
 def test_output_taylor_agrees_with_hooks_on_the_activations(
     name: str, layer: str, channel: int
 ) -> None:
-    torch.manual_seed(0)
-    model, data = NETWORKS[name](), batches_for(name)
+    model, data = fresh(name), batches_for(name)
     weights, found = statistics(model, "output_taylor", data)
     model.eval()
     (weight,) = (each for each in weights if each.module == layer)
@@ -209,8 +198,7 @@ def test_the_input_norm_of_a_layer(name: str) -> None:
 
 
 def test_the_input_norms_of_an_attention() -> None:
-    torch.manual_seed(0)
-    model, (tokens,) = NETWORKS["transformer"](), example("transformer", batch=3)
+    model, (tokens,) = fresh("transformer"), example("transformer", batch=3)
     weights, found = statistics(model, "input_norm", [(tokens, torch.zeros(3))])
     model.eval()
     with torch.no_grad():
@@ -252,7 +240,7 @@ def test_the_parts_of_a_cross_attention_read_their_own_inputs() -> None:
 @pytest.mark.parametrize("need", ["gradient", "fisher", "hessian", "output_taylor", "input_norm"])
 @pytest.mark.parametrize("name", ["small_cnn", "transformer"])
 def test_collecting_leaves_the_model_as_it_was(name: str, need: str) -> None:
-    model, data = NETWORKS[name](), batches_for(name, (2,))
+    model, data = fresh(name), batches_for(name, (2,))
     model.train()
     next(model.children()).eval()
     for parameter in model.parameters():
@@ -268,7 +256,7 @@ def test_collecting_leaves_the_model_as_it_was(name: str, need: str) -> None:
 
 
 def test_a_generator_of_batches_can_be_read_more_than_once() -> None:
-    model, data = NETWORKS["mlp"](), batches_for("mlp")
+    model, data = fresh("mlp"), batches_for("mlp")
     weights = find_weights(model).weights
     found = collect(model, weights, {"gradient", "input_norm", "fisher"}, iter(data))
     again = collect(model, weights, {"gradient", "input_norm", "fisher"}, data)
@@ -298,14 +286,14 @@ def test_batches_may_be_mappings_with_the_models_own_loss() -> None:
 
 
 def test_a_frozen_weight_has_no_gradient() -> None:
-    model = NETWORKS["mlp"]()
+    model = fresh("mlp")
     model[1].weight.requires_grad_(False)
     with pytest.raises(SecateurError, match=r"1\.weight.*requires_grad"):
         statistics(model, "gradient", batches_for("mlp"))
 
 
 def test_a_layer_that_the_data_never_reaches_is_named() -> None:
-    model = NETWORKS["mlp"]()
+    model = fresh("mlp")
     model.unused = nn.Linear(3, 3)
     model.forward = lambda x: nn.Sequential.forward(model[:6], x)  # type: ignore[method-assign]
     with pytest.raises(SecateurError, match=r"unused\.weight"):
@@ -315,18 +303,18 @@ def test_a_layer_that_the_data_never_reaches_is_named() -> None:
 @pytest.mark.parametrize("data", [[], iter(())])
 def test_no_batch_is_an_error(data: Any) -> None:
     with pytest.raises(SecateurError, match="no batch"):
-        statistics(NETWORKS["mlp"](), "gradient", data)
+        statistics(fresh("mlp"), "gradient", data)
 
 
 @pytest.mark.parametrize("batch", [torch.randn(2, 1, 8, 8), (1, 2, 3), "text"])
 def test_a_batch_that_means_nothing_is_an_error(batch: Any) -> None:
     with pytest.raises(SecateurError, match="loss=") as error:
-        statistics(NETWORKS["mlp"](), "gradient", [batch])
+        statistics(fresh("mlp"), "gradient", [batch])
     assert "\n" not in str(error.value)
 
 
 def test_the_mean_loss_is_in_eval_mode() -> None:
-    model, data = NETWORKS["small_cnn"]().train(), batches_for("small_cnn")
+    model, data = fresh("small_cnn").train(), batches_for("small_cnn")
     found = mean_loss(model, data)
     assert model.training
     model.eval()

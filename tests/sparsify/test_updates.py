@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS
 from torch import Tensor, nn
+from training import batch, equal, fresh, masked, removed, shift, state_of, train
 
 from secateur import SecateurError, Sparsifier
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks so small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def fresh(name: str = "small_cnn", seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return NETWORKS[name]()
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    inputs = torch.randn(8, 1, 8, 8, generator=generator)
-    return inputs, torch.randint(10, (8,), generator=generator)
-
-
-def one_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, scheduler: Any = None
-) -> None:
-    inputs, targets = batch(step)
-    optimizer.zero_grad()
-    F.cross_entropy(model(inputs), targets).backward()
-    optimizer.step()
-    if scheduler is not None:
-        scheduler.step()
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("back_to", [0, 2])
@@ -58,15 +22,11 @@ def test_rewinding_brings_back_every_tensor_but_the_removed(back_to: int) -> Non
         sparsity=0.5,
     )  # fmt: skip
     sparsifier.attach(optimizer, 10)
+    train(model, optimizer, range(back_to))
     saved = state_of(model)
-    for step in range(5):
-        if step == back_to:
-            saved = state_of(model)
-        one_step(model, optimizer, step)
-    for name, tensor in model.state_dict().items():
-        mask = sparsifier.masks.get(name)
-        assert torch.equal(tensor, saved[name] if mask is None else saved[name] * mask)
-    assert sum(int((~mask).sum()) for mask in sparsifier.masks.values()) > 0
+    train(model, optimizer, range(back_to, 5))
+    assert equal(state_of(model), masked(saved, sparsifier.masks))
+    assert removed(sparsifier) > 0
 
 
 @pytest.mark.parametrize("kind", ["adam", "momentum"])
@@ -92,19 +52,15 @@ def test_a_rewound_run_goes_on_as_if_it_had_begun_there_with_the_mask(
         f"rewind(step={back_to}, optimizer=rewind)", sparsity=0.5,
     )  # fmt: skip
     sparsifier.attach(optimizer, 10, scheduler=scheduler)
-    for step in range(5):
-        one_step(model, optimizer, step, scheduler)
-    for step in range(5, 8):
-        one_step(model, optimizer, step, scheduler)
+    train(model, optimizer, range(8), scheduler)
 
     other, other_optimizer, other_scheduler = make()
-    for step in range(back_to):
-        one_step(other, other_optimizer, step, other_scheduler)
+    train(other, other_optimizer, range(back_to), other_scheduler)
     names = dict(other.named_parameters())
     for step in range(5, 8):
         for name, mask in sparsifier.masks.items():
             names[name].data.mul_(mask)
-        one_step(other, other_optimizer, step, other_scheduler)
+        train(other, other_optimizer, [step], other_scheduler)
     for name, mask in sparsifier.masks.items():
         names[name].data.mul_(mask)
     for name, tensor in other.state_dict().items():
@@ -130,7 +86,7 @@ def test_the_movement_is_measured_from_where_the_weights_rewind_to() -> None:
             }
             optimizer.step()
         else:
-            one_step(model, optimizer, step)
+            train(model, optimizer, [step])
     kept = torch.cat([moved[name][mask] for name, mask in sparsifier.masks.items()])
     gone = torch.cat([moved[name][~mask] for name, mask in sparsifier.masks.items()])
     assert float(gone.max()) <= float(kept.min()) + 1e-6
@@ -145,7 +101,7 @@ def test_a_removal_before_the_step_to_rewind_to_leaves_the_weights() -> None:
     )  # fmt: skip
     before = state_of(model)
     sparsifier.attach(optimizer, 10)
-    one_step(model, optimizer, 0)
+    train(model, optimizer, [0])
     mask = sparsifier.masks["1.weight"]
     assert bool((~mask).any())
     assert bool((model[1].weight[mask] != before["1.weight"][mask]).any())
@@ -157,8 +113,7 @@ def test_the_last_removal_does_not_undo_the_training() -> None:
     sparsifier = Sparsifier(model, "weight | global | magnitude | linear | rewind", sparsity=0.5)
     before = state_of(model)
     sparsifier.attach(optimizer, 3)
-    for step in range(3):
-        one_step(model, optimizer, step)
+    train(model, optimizer, range(3))
     mask = sparsifier.masks["1.weight"]
     assert bool((model[1].weight[mask] != before["1.weight"][mask]).any())
 
@@ -167,20 +122,16 @@ def test_rewinding_works_by_hand_too() -> None:
     model = fresh("mlp")
     before = state_of(model)
     sparsifier = Sparsifier(model, "weight | global | magnitude | linear | rewind", sparsity=0.5)
-    for parameter in model.parameters():
-        parameter.data += 1
+    shift(model)
     sparsifier.step(0.5)
-    for name, tensor in model.state_dict().items():
-        mask = sparsifier.masks.get(name, torch.ones_like(tensor, dtype=torch.bool))
-        assert torch.equal(tensor, before[name] * mask)
+    assert equal(state_of(model), masked(before, sparsifier.masks))
 
 
 def test_a_one_shot_by_hand_rewinds_as_well() -> None:
     model = fresh("mlp")
     before = state_of(model)
     sparsifier = Sparsifier(model, "weight | global | magnitude | one_shot | rewind", sparsity=0.5)
-    for parameter in model.parameters():
-        parameter.data += 1
+    shift(model)
     sparsifier.step(1.0)
     mask = sparsifier.masks["1.weight"]
     assert torch.equal(model[1].weight, before["1.weight"] * mask)
@@ -206,12 +157,11 @@ def test_resetting_empties_the_optimiser_at_each_removal() -> None:
         sparsity=0.5,
     )  # fmt: skip
     sparsifier.attach(optimizer, 8)
-    for step in range(3):
-        one_step(model, optimizer, step)
+    train(model, optimizer, range(3))
     assert optimizer.state
-    one_step(model, optimizer, 3)
+    train(model, optimizer, [3])
     assert not optimizer.state
-    one_step(model, optimizer, 4)
+    train(model, optimizer, [4])
     assert all(float(state["step"]) == 1 for state in optimizer.state.values())
 
 
