@@ -31,11 +31,11 @@ def settings(data: Path, weights: Path) -> dict[str, Settings]:
     fashion, cifar = f"fashion-mnist:{data / 'fashion_mnist'}", f"cifar10:{data / 'cifar10'}"
     tuned: dict[str, Any] = {
         "model": "networks:resnet_cifar", "data": cifar, "weights": str(weights), "epochs": 2,
-        "limit": 3000,
+        "limit": 2000,
     }  # fmt: skip
     return {
-        "cnn, Fashion-MNIST, one cycle, sparsity 0.9": Settings(
-            data=fashion, technique="one_cycle", sparsity=0.9, epochs=6, limit=10_000
+        "cnn, Fashion-MNIST, weights, sparsity 0.9": Settings(
+            data=fashion, sparsity=0.9, epochs=4, limit=10_000
         ),
         "ResNet-20, CIFAR-10, weights, sparsity 0.8": Settings(
             technique="weight | global | magnitude | one_cycle", sparsity=0.8, **tuned

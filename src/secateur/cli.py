@@ -139,7 +139,7 @@ def list_(
 def describe(
     technique: Annotated[str, typer.Argument(help="A technique's text or its catalogue name")],
     model: ModelOption = "cnn",
-    size: Annotated[int, typer.Option(help="Images of SIZE x SIZE pixels")] = 32,
+    size: Annotated[int, typer.Option(help="Images of SIZE x SIZE pixels")] = 224,
     channels: Annotated[int, typer.Option(help="Image channels")] = 3,
     classes: Annotated[int, typer.Option(help="Number of classes")] = 10,
 ) -> None:
@@ -148,12 +148,13 @@ def describe(
     from secateur.technique.catalogue import find_technique
 
     found = find_technique(technique)
+    network, example = _network(model, size, channels, classes)
+    layers = describe_layers(network, found, example)
     console.print(str(found), style="bold", markup=False, highlight=False)
     for sentence in found.words():
         console.print(f"  {sentence}", markup=False, highlight=False)
-    network, example = _network(model, size, channels, classes)
     table = Table("layer", "kind", "units", title=f"On {model}", title_justify="left")
-    for layer in describe_layers(network, found, example):
+    for layer in layers:
         table.add_row(layer.name, layer.kind, layer.words)
     console.print(table)
 
@@ -211,10 +212,14 @@ def main() -> None:
 def _network(model: str, size: int, channels: int, classes: int) -> tuple[Any, tuple[Any, ...]]:
     import torch
 
-    from secateur.train.models import build_model
+    from secateur.train.models import build_model, try_forward
 
+    if size < 1:
+        raise SecateurError(f"--size {size}: expected at least 1 pixel")
     built = build_model(model, num_classes=classes, channels=channels)
-    return built.model.eval(), (torch.zeros(1, built.channels, size, size),)
+    example = torch.zeros(1, built.channels, size, size)
+    try_forward(built, example)
+    return built.model.eval(), (example,)
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> None:

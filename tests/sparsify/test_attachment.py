@@ -359,3 +359,27 @@ def test_what_comes_back_learns_again(name: str, granularity: str) -> None:
         if model.get_parameter(parameter).dim() > 1:
             alive = model.get_parameter(parameter)[mask] != 0
             assert bool(alive.any()), f"everything that came back to {parameter} is dead"
+
+
+def test_a_pruned_model_is_fine_tuned_with_its_masks_held() -> None:
+    model = fresh("mlp")
+    sparsifier = Sparsifier(model, "weight | global | magnitude | one_cycle", sparsity=0.8)
+    sparsifier.step(1.0)
+    masks = {name: mask.clone() for name, mask in sparsifier.masks.items()}
+    for length in (4, 7):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        sparsifier.attach(optimizer, length)
+        train(model, optimizer, range(length))
+        sparsifier.detach()
+        assert zeros_match(model, sparsifier)
+        assert all(torch.equal(mask, masks[name]) for name, mask in sparsifier.masks.items())
+
+
+def test_a_rewind_that_can_never_happen_is_refused() -> None:
+    model = fresh("mlp")
+    text = "weight | global | magnitude | iterative | rewind(step=50)"
+    sparsifier = Sparsifier(model, text, sparsity=0.5)
+    with pytest.raises(SecateurError, match="only 50 steps"):
+        sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1), 50)
+    with pytest.raises(SecateurError, match="attach"):
+        sparsifier.step(1.0)

@@ -197,3 +197,32 @@ def test_fine_tuning_real_weights_on_real_images(
     assert metrics["before"]["accuracy"] > 0.8
     assert metrics["achieved"]["macs"] == pytest.approx(0.6, abs=0.01)
     assert metrics["after"]["accuracy"] > 0.3
+
+
+def test_a_resumed_run_still_tells_its_shortfall(tmp_path: Path) -> None:
+    settings = small(technique="2:4(remainder=keep) | row | magnitude | one_shot", sparsity=0.9)
+    straight = compress(settings, tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        compress(settings, tmp_path / "stopped", watcher=InterruptAt("pruned", 9))
+    resumed = compress(settings, tmp_path / "stopped", resume=True)
+    assert straight["shortfall"] > 0.3
+    for name in ("shortfall", "notes", "achieved", "history", "curves"):
+        assert resumed[name] == straight[name]
+
+
+def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path) -> None:
+    metrics = compress(small(limit=401, batch_size=16, epochs=1, model="resnet18"), tmp_path)
+    assert metrics["history"][-1]["step"] == 25
+
+
+def test_an_out_folder_that_cannot_be_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SecateurError, match="not a writable folder"):
+        compress(small(), tmp_path / "file" / "out")
+
+
+def test_a_rewind_beyond_the_training_is_refused(tmp_path: Path) -> None:
+    technique = "weight | global | magnitude | iterative(start=0.3) | rewind(step=500)"
+    with pytest.raises(SecateurError, match="only 14 steps"):
+        compress(small(technique=technique), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """Carries a technique out on a model: statistics, scores, budgets, masks."""
 
+from secateur.sparsify.attachment import check_length
 from secateur.sparsify.budget import CURRENCIES, Budget
 from secateur.sparsify.capabilities import lacks
 from secateur.sparsify.describe import LayerDescription, describe_layers
@@ -16,6 +17,7 @@ __all__ = [
     "Report",
     "Sparsifier",
     "StepResult",
+    "check_length",
     "describe_layers",
     "lacks",
     "listing",

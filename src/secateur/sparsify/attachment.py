@@ -10,7 +10,7 @@ import torch
 
 from secateur.errors import SecateurError
 from secateur.sparsify.memory import Memory, remember_model
-from secateur.technique import Schedule
+from secateur.technique import Schedule, Technique
 from secateur.technique.syntax import count
 
 if TYPE_CHECKING:
@@ -34,10 +34,13 @@ class Attachment:
         steps_per_epoch: int | None,
         scheduler: Any,
     ) -> None:
-        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-            raise SecateurError(f"total_steps is {total_steps!r}: expected a count of at least 1")
+        check_length(sparsifier.technique, total_steps)
         self.sparsifier = sparsifier
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            kind = type(self.optimizer).__name__
+            raise SecateurError(f"the optimiser is a {kind}: expected a torch.optim.Optimizer")
+        self.holds = False
         self.total = total_steps
         self.scheduler = scheduler
         self.every = _steps_between(sparsifier.technique.schedule, total_steps, steps_per_epoch)
@@ -49,9 +52,10 @@ class Attachment:
 
     def check(self, memory: Memory) -> None:
         """Raise SecateurError where a memory belongs to a run of another length."""
-        if memory.total not in (0, self.total):
+        if not _ended(memory) and memory.total not in (0, self.total):
             raise SecateurError(
-                f"the loaded state belongs to a run of {memory.total} steps, not {self.total}"
+                f"the schedule is at step {memory.step} of a run of {memory.total} steps, which "
+                f"cannot go on as one of {self.total}"
             )
 
     def start(self, memory: Memory) -> None:
@@ -60,13 +64,15 @@ class Attachment:
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
         ]
-        if memory.step == 0:
+        self.holds = _ended(memory)
+        if memory.step == 0 and not self.holds:
             self._remember(memory)
             schedule = self.sparsifier.technique.schedule
             if schedule.at(0.0) > 0 and not self._waits_for_training():
                 self.sparsifier.step(0.0)
         self.sparsifier.apply()
-        memory.total = self.total
+        if not self.holds:
+            memory.total = self.total
 
     def stop(self) -> None:
         """Take the hooks off the optimiser."""
@@ -96,6 +102,9 @@ class Attachment:
 
     def _after_step(self, *_: Any) -> None:
         memory = self.sparsifier._memory
+        if self.holds:
+            self.sparsifier.reapply()
+            return
         memory.step += 1
         self._remember(memory)
         if memory.step <= self.total and self._due(memory):
@@ -129,6 +138,23 @@ class Attachment:
         if self.every is not None:
             return (memory.step - first) % self.every == 0
         return abs(claims - claimed) >= CLAIM_STEP
+
+
+def check_length(technique: Technique, total_steps: int) -> None:
+    """Raise SecateurError where a training of so many optimiser steps cannot be followed."""
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        raise SecateurError(f"total_steps is {total_steps!r}: expected a count of at least 1")
+    step = technique.update.step
+    if step is not None and step >= total_steps:
+        raise SecateurError(
+            f"'{technique.update}' returns to step {step}, and the training has only {total_steps} "
+            "steps; choose an earlier step or train longer"
+        )
+
+
+def _ended(memory: Memory) -> bool:
+    """Whether the schedule has ended, by steps or by hand, so that masks need only be held."""
+    return memory.updates > 0 and memory.settled and memory.step >= memory.total
 
 
 def _steps_between(schedule: Schedule, total_steps: int, steps_per_epoch: int | None) -> int | None:

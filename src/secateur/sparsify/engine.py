@@ -281,9 +281,11 @@ class Engine:
             count = round(budget.removed * prunable.units.count)
             kept = torch.ones_like(scores, dtype=torch.bool)
             kept[torch.argsort(scores, stable=True)[:count]] = False
-            view.mul_(prunable.units.spread(kept))
-            damaged = mean_loss(self.model, self.data, self.loss)
-            parameter.copy_(before)
+            try:
+                view.mul_(prunable.units.spread(kept))
+                damaged = mean_loss(self.model, self.data, self.loss)
+            finally:
+                parameter.copy_(before)
             memory.damage[prunable.weight.name] = damaged - base
 
     def _removed(self, prunable: Prunable, masks: dict[str, Tensor]) -> Tensor:
@@ -379,7 +381,7 @@ class Engine:
 def _training_gradient(parameter: nn.Parameter, name: str) -> Tensor:
     if parameter.grad is None:
         raise SecateurError(
-            f"the criterion needs gradients and {name} has none: pass data=, or attach to the "
-            "optimiser and train (before zero_grad)"
+            f"the criterion needs gradients and {name} has none: pass data=, attach to the "
+            "optimiser and train (before zero_grad), or exclude it if the loss does not use it"
         )
     return parameter.grad.detach()

@@ -64,6 +64,10 @@ class Memory:
                 raise SecateurError(f"the state's {what} is {value!r}: expected a count")
         if not isinstance(self.history, list) or not all(isinstance(r, dict) for r in self.history):
             raise SecateurError("the state's history is not a list of rows")
+        if not (self.claimed is None or isinstance(self.claimed, float | int)):
+            raise SecateurError(f"the state's claimed share is {self.claimed!r}")
+        if not (isinstance(self.settled, bool) and isinstance(self.returning, bool)):
+            raise SecateurError("the state's flags are not true or false")
         for what in ("damage", "optimizer", "scheduler"):
             value = getattr(self, what)
             if not isinstance(value, dict) and (what == "damage" or value is not None):

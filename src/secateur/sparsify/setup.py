@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from secateur.errors import SecateurError
 from secateur.sparsify.allocation import ends_of
@@ -72,6 +73,13 @@ def prepare(
         raise SecateurError(
             f"{type(model).__name__} lies on the meta device and has no values: load it first"
         )
+    lazy = [
+        name
+        for name, parameter in model.named_parameters()
+        if isinstance(parameter, UninitializedParameter)
+    ]
+    if lazy:
+        raise SecateurError(f"{lazy[0]} is lazy and has no shape yet: run the model once first")
     if technique.update.survivors == "reinitialise":
         resettable(model)
     if not found.weights:
@@ -82,7 +90,7 @@ def prepare(
         )
     chosen = choose_weights(found.weights, include, exclude)
     if not chosen:
-        raise SecateurError(f"exclude={exclude!r} leaves no layer to prune")
+        raise SecateurError(f"include={include!r} and exclude={exclude!r} leave no layer to prune")
     passed_over = list(found.skipped)
     notes: list[str] = []
     flow = Flow()
@@ -97,6 +105,7 @@ def prepare(
             notes.append(f"norms behind removed outputs were not found: {flow.problem}")
     if technique.granularity.whole_outputs:
         chosen = _spare_outputs(chosen, flow, include, passed_over)
+    _check_trainable(technique, model, chosen)
     for weight in chosen:
         check_blocks(weight, technique.granularity)
     carries = technique.granularity.whole_outputs or "norm_scale" in technique.criteria.needs
@@ -144,6 +153,18 @@ def _check_data(technique: Technique, data: Iterable[Any] | None) -> None:
         raise SecateurError(
             f"the context '{technique.context}' measures the loss layer by layer: pass data= "
             "(batches)"
+        )
+
+
+def _check_trainable(
+    technique: Technique, model: nn.Module, chosen: tuple[PrunableWeight, ...]
+) -> None:
+    derivatives = set(technique.criteria.needs) & {"gradient", "fisher", "hessian", "output_taylor"}
+    frozen = [w.name for w in chosen if not model.get_parameter(w.parameter).requires_grad]
+    if derivatives and frozen:
+        raise SecateurError(
+            f"the criterion '{technique.criteria}' needs gradients, and {frozen[0]} has none "
+            "(requires_grad is off): exclude it or let it train"
         )
 
 

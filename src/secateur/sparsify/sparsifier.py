@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from secateur.sparsify.result import StepResult
 from secateur.sparsify.setup import prepare
 from secateur.sparsify.statistics import Loss
 from secateur.technique import Technique
+from secateur.technique.catalogue import find_technique
 
 FORMAT = 1
 
@@ -29,7 +31,8 @@ class Sparsifier:
 
     ``sparsity`` is the share of the prunable weights that goes; ``params``, ``macs`` and ``bytes``
     are shares of the model that stay. ``include`` and ``exclude`` are glob patterns over layer
-    names. ``example_inputs`` (positional arguments of the model) is needed for ``macs`` and finds
+    names. ``technique`` may be a value, its text, or a name of the catalogue. ``example_inputs``
+    (positional arguments of the model) is needed for ``macs`` and finds
     norms by export; ``data`` (batches) and ``loss`` serve criteria that ask for them. Weights whose
     outputs are the model's outputs keep their filters unless ``include`` names them.
 
@@ -57,11 +60,18 @@ class Sparsifier:
         loss: Loss | None = None,
         seed: int = 0,
     ) -> None:
-        self.technique = Technique.parse(technique) if isinstance(technique, str) else technique
+        if not isinstance(model, nn.Module):
+            raise SecateurError(f"the model is a {type(model).__name__}: expected an nn.Module")
+        if isinstance(technique, str):
+            technique = find_technique(technique)
+        if not isinstance(technique, Technique):
+            kind = type(technique).__name__
+            raise SecateurError(f"the technique is a {kind}: expected a text or a Technique")
+        if data is not None and not isinstance(data, Iterable):
+            raise SecateurError(f"data is a {type(data).__name__}: expected batches to go through")
+        self.technique = technique
         self.model = unwrap(model)
-        inputs = example_inputs
-        if inputs is not None:
-            inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        inputs = _positional(example_inputs)
         budget = Budget.of(sparsity=sparsity, params=params, macs=macs, bytes=bytes)
         self._setup = prepare(self.model, self.technique, budget, include, exclude, inputs, data)
         self.budget = self._setup.budget
@@ -84,6 +94,11 @@ class Sparsifier:
         return self._memory.history
 
     @property
+    def steps(self) -> int:
+        """Number of optimiser steps that the schedule has followed."""
+        return self._memory.step
+
+    @property
     def last_result(self) -> StepResult | None:
         """The result of the latest mask update, None before the first."""
         return self._last
@@ -93,6 +108,12 @@ class Sparsifier:
 
         Updates the masks, applies them, and says what was done; see ``StepResult``.
         """
+        update = self.technique.update
+        if update.step and self._attachment is None and not self._memory.rewind:
+            raise SecateurError(
+                f"'{update}' returns to a step of the training: attach the sparsifier to the "
+                "optimiser"
+            )
         self._follow_devices()
         before = {name: self._masks[name].clone() for name in self._engine.vectors}
         result = self._engine.update(self._masks, self._memory, progress)
@@ -151,7 +172,8 @@ class Sparsifier:
 
         ``total_steps`` counts optimiser steps of the whole training. ``steps_per_epoch`` is needed
         for schedules in epochs; ``scheduler`` (a learning-rate scheduler) is rewound with the
-        weights where the technique says so. After ``load_state_dict`` it goes on where it stopped.
+        weights where the technique says so. After ``load_state_dict`` it goes on where it stopped;
+        once the schedule has ended, a new attachment of any length just holds the masks.
         """
         if self._attachment is not None:
             raise SecateurError("the sparsifier is attached already; call detach() first")
@@ -182,17 +204,23 @@ class Sparsifier:
             "budget": self._budget_state(),
             "masks": {name: mask.clone() for name, mask in self._masks.items()},
             "memory": self._memory.state_dict(),
+            "last": asdict(self._last) if self._last else None,
         }
 
     def _budget_state(self) -> list[Any] | None:
         return [self.budget.currency, self.budget.value] if self.budget else None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; a state of another technique, budget or model is refused."""
+        """Take over a saved state; a state of another technique, budget or model is refused.
+
+        The weights are not touched: load them too, then ``attach`` (or ``apply``) sets to zero what
+        the masks remove.
+        """
         try:
             masks: dict[str, Tensor] = dict(state["masks"])
             memory = Memory.from_state(state["memory"])
             found = (state["format"], state["technique"], state["budget"])
+            last = StepResult(**state["last"]) if state["last"] is not None else None
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise SecateurError(f"this is not a sparsifier's state: {error!r} is wrong") from error
         own = (FORMAT, str(self.technique), self._budget_state())
@@ -205,7 +233,7 @@ class Sparsifier:
             self._attachment.check(memory)
         for name, mask in masks.items():
             self._masks[name].copy_(mask)
-        self._memory = memory
+        self._memory, self._last = memory, last
         self._refresh()
 
     def _check_masks(self, masks: Mapping[str, Any]) -> None:
@@ -248,6 +276,19 @@ class Sparsifier:
                 path, _, attribute = name.rpartition(".")
                 module = self.model.get_submodule(path)
                 self._applied.append((module, attribute, self._masks[name].view(torch.uint8)))
+
+
+def _positional(example_inputs: Any) -> tuple[Any, ...] | None:
+    if example_inputs is None or isinstance(example_inputs, tuple):
+        return example_inputs
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if isinstance(example_inputs, list):
+        return tuple(example_inputs)
+    raise SecateurError(
+        f"example_inputs is a {type(example_inputs).__name__}: expected a tensor, or a tuple with "
+        "the model's positional arguments"
+    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -59,6 +59,8 @@ def collect(
 
 def mean_loss(model: nn.Module, data: Iterable[Any], loss: Loss | None = None) -> float:
     """Return the mean loss over batches, in eval mode without gradients."""
+    if next(iter(data), None) is None:
+        raise SecateurError("the data holds no batch; pass data= with at least one")
     with evaluating(model), torch.no_grad():
         losses = [compute_loss(model, batch, loss).detach().double() for batch in data]
     return float(over_ranks([torch.stack(losses).mean()])[0])

@@ -31,7 +31,8 @@ def after_removal(
         generator.set_state(memory.generator)
         seed = torch.randint(0, 2**62, (), generator=generator)
         memory.generator = generator.get_state()
-        reinitialise(model, int(same_on_every_rank([seed])[0]))
+        place = next((parameter.device for parameter in model.parameters()), seed.device)
+        reinitialise(model, int(same_on_every_rank([seed.to(place)])[0]))
     if optimizer is not None and update.optimizer == "reset":
         optimizer.state.clear()
     if optimizer is not None and update.optimizer == "rewind" and memory.optimizer is not None:

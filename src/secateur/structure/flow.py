@@ -63,6 +63,8 @@ def trace_flow(model: nn.Module, example_inputs: tuple[Any, ...] | None) -> Flow
         how = "torch.export" if example_inputs is not None else "a symbolic trace"
         reason = (str(error).strip().splitlines() or [""])[0][:160]
         hint = "" if example_inputs is not None else "; pass example_inputs="
+        if "Cache" in reason:
+            hint = "; switch the cache off, as in model.config.use_cache = False"
         return Flow({}, f"{how} of {type(model).__name__} failed ({reason}){hint}")
     found: dict[str, Reach] = {}
     for step in graph.nodes:

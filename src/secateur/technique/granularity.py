@@ -124,11 +124,6 @@ class Granularity:
         """Whether a unit holds everything that makes its outputs, so that a bias goes with it."""
         return self.named <= {"o"} and self.kept is None
 
-    @property
-    def whole_inputs(self) -> bool:
-        """Whether a unit holds everything that reads its inputs."""
-        return self.named <= {"i"} and self.kept is None
-
     def tile(self, axis: str) -> int:
         """Return the block length along an axis, 1 where there is no tile."""
         return dict(self.tiles).get(axis, 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from secateur.train.checkpoint import load_checkpoint, save_checkpoint
 from secateur.train.data import Data, ImageDataset, collate, load_data
 from secateur.train.interrupt import Interrupted, StopRequest, stop_on_interrupt
 from secateur.train.loop import Phase
-from secateur.train.models import BuiltModel, build_model, load_weights
+from secateur.train.models import BuiltModel, build_model, load_weights, try_forward
 from secateur.train.settings import Settings
 from secateur.train.watch import Watcher
 
@@ -64,19 +65,28 @@ def compress(
         pretrained=settings.pretrained,
     )
     data = data.with_channels(built.channels)
+    if len(data.train) < 2:
+        raise SecateurError(f"{settings.data} has {len(data.train)} training images: too few")
     if settings.weights:
         load_weights(built.model, settings.weights)
     for note in built.notes:
         watcher.note(note)
     example = data.valid[0][0][None]
-    _try_forward(built, example, len(data.classes))
+    outputs = try_forward(built, example)
+    if not isinstance(outputs, Tensor) or outputs.shape != (1, len(data.classes)):
+        given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise SecateurError(
+            f"the model '{built.spec}' gives {given} for one image: expected "
+            f"[1, {len(data.classes)}] scores"
+        )
     run = _Run(settings, data, built, example, folder, watcher)
     saved = load_checkpoint(folder, run.fingerprint) if resume else None
     with stop_on_interrupt() as request:
         run.train(saved, request)
     metrics = run.metrics(command)
     if run.accelerator.is_main_process:
-        _write(folder, run, metrics)
+        with _told(folder):
+            _write(folder, run, metrics)
     return metrics
 
 
@@ -172,7 +182,6 @@ class _Run:
 
     def _save(self, phase: Phase) -> Path:
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
             content = {
                 "fingerprint": self.fingerprint,
                 "phase": phase.state_dict(),
@@ -180,7 +189,9 @@ class _Run:
                 "curves": self.curves,
                 "dense": {name: value.cpu() for name, value in self.dense.state_dict().items()},
             }
-            save_checkpoint(self.folder, content)
+            with _told(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                save_checkpoint(self.folder, content)
         self.accelerator.wait_for_everyone()
         return self.folder / CHECKPOINT
 
@@ -284,29 +295,19 @@ def _calibration(train: ImageDataset, batch_size: int) -> list[Any]:
     return list(itertools.islice(loader, _CALIBRATION_BATCHES))
 
 
-def _try_forward(built: BuiltModel, example: Tensor, classes: int) -> None:
-    """Refuse a model that cannot take the data, before any training."""
-    model = built.model.eval()
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Turn a failure to write (a full disk, say) into one line."""
     try:
-        with torch.no_grad():
-            outputs = model(example)
-    except Exception as error:  # the user's own model may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SecateurError(
-            f"the model '{built.spec}' cannot take images of {list(example.shape[1:])}: {reason}; "
-            "try another --size"
-        ) from error
-    if not isinstance(outputs, Tensor) or outputs.shape != (1, classes):
-        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise SecateurError(
-            f"the model '{built.spec}' gives {shape} for one image: expected [1, {classes}] scores"
-        )
-    model.train()
+        yield
+    except OSError as error:
+        raise SecateurError(f"{folder} cannot be written: {error}") from error
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise SecateurError(f"{folder} is a file: --out names a folder")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SecateurError(f"--out {folder} cannot be written: {there} is not a writable folder")
     if resume or not folder.is_dir():
         return
     if (folder / CHECKPOINT).exists() and not overwrite:

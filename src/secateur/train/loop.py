@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from secateur.sparsify import Sparsifier
+from secateur.sparsify import Sparsifier, check_length
 from secateur.train.checkpoint import random_state, restore_random_state
 from secateur.train.data import Data, collate
 from secateur.train.settings import Settings
@@ -62,7 +62,14 @@ class Phase:
         self.settings = settings
         self.data = data
         self.accelerator = accelerator
-        train = DataLoader(data.train, settings.batch_size, shuffle=True, collate_fn=collate)
+        train = DataLoader(
+            data.train,
+            settings.batch_size,
+            shuffle=True,
+            collate_fn=collate,
+            # A last batch of one image is more than batch norms can bear.
+            drop_last=len(data.train) % settings.batch_size == 1,
+        )
         valid = DataLoader(data.valid, 4 * settings.batch_size, collate_fn=collate)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.rate, weight_decay=_WEIGHT_DECAY
@@ -77,6 +84,8 @@ class Phase:
             self.optimizer.optimizer, lambda step: rate_at(step, total)
         )
         self.sparsifier = make_sparsifier(self.network) if make_sparsifier else None
+        if self.sparsifier is not None:
+            check_length(self.sparsifier.technique, self.total)
         self.progress = Progress()
         self._random: Mapping[str, Any] | None = None
 
@@ -125,6 +134,9 @@ class Phase:
                     self._close_epoch(per_epoch, watcher)
                 yield self.progress.step
         if self.sparsifier is not None:
+            if self.sparsifier.steps < self.total:
+                # Steps that a gradient scaler skipped left the schedule short of its end.
+                self.sparsifier.step(1.0)
             self.sparsifier.detach()
         watcher.end(self.name)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
@@ -324,3 +325,22 @@ def _listed(what: str, names: list[str], most: int = 4) -> str:
         return ""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)} {what} ({', '.join(names[:most])}{more})"
+
+
+def try_forward(built: BuiltModel, images: Tensor) -> Any:
+    """Return what the model gives for images [B, C, H, W], in eval mode, and leave it in training.
+
+    Raises SecateurError where the model cannot take them.
+    """
+    model = built.model.eval()
+    try:
+        with torch.no_grad():
+            return model(images)
+    except Exception as error:  # the user's own model may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SecateurError(
+            f"the model '{built.spec}' cannot take images of {list(images.shape[1:])}: {reason}; "
+            "try another --size"
+        ) from error
+    finally:
+        model.train()

@@ -45,10 +45,13 @@ class Settings:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise SecateurError(f"{name.replace('_', ' ')} is {value}: expected at least 1")
+        if self.epochs < 1:
+            raise SecateurError(f"epochs is {self.epochs}: expected at least 1")
+        if self.batch_size < 2:
+            raise SecateurError(f"batch size is {self.batch_size}: expected at least 2, as batch "
+                                "norms cannot train on one image")  # fmt: skip
+        if not 0 <= self.seed < 2**32:
+            raise SecateurError(f"seed is {self.seed}: expected 0 to {2**32 - 1}")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 10:
             raise SecateurError(f"learning rate is {self.learning_rate}: expected 0 < rate <= 10")
         if self.weights and self.pretrained:
