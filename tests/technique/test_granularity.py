@@ -164,14 +164,12 @@ def test_wrong_values(given_values: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "outputs", "inputs"),
-    [("filter", True, False), ("layer", True, True), ("shared_kernel", False, True),
-     ("(o 4)", True, False), ("kernel", False, False), ("2:4", False, False),
-     ("head", True, False)],
+    ("text", "outputs"),
+    [("filter", True), ("layer", True), ("shared_kernel", False), ("(o 4)", True),
+     ("kernel", False), ("2:4", False), ("head", True)],
 )  # fmt: skip
-def test_whole_outputs_and_inputs(text: str, outputs: bool, inputs: bool) -> None:
-    granularity = Granularity.parse(text)
-    assert (granularity.whole_outputs, granularity.whole_inputs) == (outputs, inputs)
+def test_whole_outputs(text: str, outputs: bool) -> None:
+    assert Granularity.parse(text).whole_outputs == outputs
 
 
 def test_words_and_tile() -> None:

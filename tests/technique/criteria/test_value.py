@@ -108,9 +108,7 @@ def test_nothing_but_secateur_errors_escapes(text: str) -> None:
 def test_needs_are_those_of_the_wrapped_criterion() -> None:
     assert Criterion.parse("variety(negate(movement))").needs == ("saved",)
     assert Criterion.parse("magnitude").needs == ()
-    assert Criterion.parse("magnitude").plain and Criterion.parse("magnitude(reduce=l2)").plain
-    assert not Criterion.parse("lamp").plain
-    assert not Criterion.parse("negate(magnitude)").plain
+    assert Criterion.parse("negate(movement)").moves and not Criterion.parse("large_init").moves
 
 
 def test_all_records_are_documented() -> None:
