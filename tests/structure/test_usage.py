@@ -20,9 +20,9 @@ def test_macs_agree_with_torchs_own_counter(name: str) -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # The counter of older versions passes over the fused attention kernels.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            with torch.no_grad():
-                model(*inputs)
+        counter = FlopCounterMode(display=False)
+        with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
+            model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     usage = observe(model, lambda: model(*inputs))
