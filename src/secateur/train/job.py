@@ -263,7 +263,11 @@ class _Run:
         if last is not None and last.reason:
             said.append(last.reason)
         if last is not None and last.emptied:
-            said.append(f"layers without a weight left: {', '.join(last.emptied)}")
+            said.append(
+                f"layers without a weight left, behind which the network is blind: "
+                f"{', '.join(last.emptied)}; a context such as global(keep=0.05) keeps a share of "
+                "every layer"
+            )
         return said + [f"{name} is not pruned: {reason}" for name, reason in passed_over]
 
 
