@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # A build of torch that stands next to torchvision has to match it, so both come from one install.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench zoo networks clean
 
 demo: $(INSTALLED)
 	$(BIN)/secateur compress --out runs/demo --overwrite
@@ -24,6 +24,17 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/training_step.py --json runs/benchmarks/training_step.json
 	$(BIN)/python benchmarks/mask_update.py --json runs/benchmarks/mask_update.json
 	$(BIN)/python benchmarks/memory.py --json runs/benchmarks/memory.json
+
+# All models of the zoo, hours on two cores; a run goes on where the last one stopped.
+zoo: $(INSTALLED)
+	$(PIP) torch-pruning==1.6.1
+	$(BIN)/python benchmarks/zoo.py --peer torch-pruning --json docs/results/zoo.json \
+		--markdown docs/results/zoo.md
+
+# Random networks, some of them new in every run; 2000 take half an hour on one core.
+networks: $(INSTALLED)
+	NETWORKS=$(or $(COUNT),2000) $(BIN)/python -m pytest \
+		tests/structure/test_random_networks.py --hypothesis-show-statistics
 
 $(INSTALLED): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python is missing: apt-get install python3 python3-venv"; exit 1; }

@@ -1,27 +1,41 @@
-"""What every criterion must stand, whoever wrote it: ``CriterionTester``.
+"""What every criterion must stand, whoever wrote it: ``CriterionTester``; and every removal.
 
 A criterion gets all of it by being in the registry. The product of criteria, granularities,
 contexts and dtypes is sampled so that every pair of values of any two of them occurs at least once
 (``pairwise``); each case then runs on random and on constant weights, with empty, partial and full
 budgets.
+
+``RemovalTester`` shrinks a model and holds it against the masked one: outputs, tensors, gradients,
+a step with momentum.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from secateur.errors import SecateurError
 from secateur.sparsify.allocation import Layer, shares
 from secateur.sparsify.plan import Choice, Entry, choose
 from secateur.sparsify.scoring import score_units
 from secateur.sparsify.units import Units
-from secateur.structure import PrunableWeight, find_weights
+from secateur.structure import (
+    PrunableWeight,
+    ShrinkResult,
+    Trace,
+    find_weights,
+    positions,
+    shrink,
+    trace,
+)
 from secateur.technique import Criterion, Evidence, Technique
 from secateur.technique.criteria import CRITERIA, MODIFIERS
 
@@ -279,3 +293,175 @@ def lowest(scores: Sequence[float], count: int) -> set[int]:
 def gone(marks: Sequence[bool]) -> set[int]:
     """The places that are not kept."""
     return {place for place, mark in enumerate(marks) if not mark}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Indices of axes to remove, by the names of the axes, and the structure they belong to."""
+
+    structure: Trace
+    gone: dict[str, list[int]]
+
+    def positions(self, name: str) -> dict[int, list[int]]:
+        """Return, by dimension, the positions along a parameter or buffer that go."""
+        found: dict[int, set[int]] = {}
+        for axis in self.structure.axes:
+            for carrier, dim in axis.carriers:
+                if carrier == name and axis.name in self.gone:
+                    term, leaf = self.structure.held[name][dim], self.structure.leaves[axis.name]
+                    indices = positions(term, leaf).tolist()
+                    lost = [place for place, index in enumerate(indices)
+                            if index in self.gone[axis.name]]  # fmt: skip
+                    found.setdefault(dim, set()).update(lost)
+        return {dim: sorted(lost) for dim, lost in found.items()}
+
+    def masks(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return masks that clear everything that carries an index that goes."""
+        made = {}
+        for name, parameter in model.named_parameters():
+            if name.endswith(".parametrizations.weight.original1"):
+                # A direction of length zero is no number: weight norm is cleared by its length.
+                continue
+            mask = torch.ones(parameter.shape, dtype=torch.bool)
+            for dim, lost in self.positions(name).items():
+                mask.index_fill_(dim, torch.tensor(lost, dtype=torch.long), False)
+            if not bool(mask.all()):
+                made[name] = mask
+        return made
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what must be left of a tensor that lies along a parameter or buffer."""
+        for dim, lost in self.positions(name).items():
+            stays = [place for place in range(tensor.shape[dim]) if place not in set(lost)]
+            tensor = tensor.index_select(dim, torch.tensor(stays, dtype=torch.long))
+        return tensor
+
+
+def choose_axes(model: nn.Module, inputs: Any, seed: int = 0, share: float = 0.4) -> Chosen:
+    """Choose random indices on random removable axes whose removal is exact; never all of one."""
+    structure = trace(model, inputs)
+    source = random.Random(seed)
+    exact = [axis for axis in structure.removable if axis.inexact is None]
+    taken = [axis for axis in exact if source.random() < 0.7] or exact[:1]
+    gone = {}
+    for axis in taken:
+        count = min(axis.size - 1, max(1, round(share * axis.size)))
+        gone[axis.name] = sorted(source.sample(range(axis.size), count))
+    return Chosen(structure, gone)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors in a model's output, in order."""
+    return [each for each in tree_flatten(value)[0] if isinstance(each, Tensor)]
+
+
+class RemovalTester:
+    """Removes indices from a model in double precision and checks everything that is promised.
+
+    The oracle is the masked model, which never shrinks: a copy with zeros, run and trained beside
+    the shrunk one. ``others`` are further inputs (another batch size) on which both must agree.
+    """
+
+    tolerance = 1e-6
+
+    def check(
+        self, model: nn.Module, inputs: tuple[Any, ...], chosen: Chosen, others: Sequence[Any] = ()
+    ) -> ShrinkResult:
+        """Shrink the model in place by a chosen; every assertion is about the result."""
+        model.eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        loss = self._backward(model, inputs)
+        assert float(loss.detach()) > 0, "the network gives nothing but zeros"
+        optimizer.step()
+        masks = chosen.masks(model)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                model.get_parameter(name).mul_(mask)
+        masked, masked_optimizer = copy.deepcopy((model, optimizer))
+        keys, kinds = list(model.state_dict()), [type(each) for each in model.modules()]
+
+        result = shrink(model, masks, inputs, optimizer)
+
+        assert result.exact and result.difference <= self.tolerance
+        assert result.removed == chosen.gone
+        assert not result.left
+        assert list(model.state_dict()) == keys
+        assert result.grafts or [type(each) for each in model.modules()] == kinds
+        self._check_tensors(model, masked, chosen)
+        self._check_counts(model, inputs, result)
+        for each in (inputs, *others):
+            self.check_same(masked, model, each)
+        self.check_same(model, copy.deepcopy(model), inputs, exactly=True)
+        self._check_training(model, masked, optimizer, masked_optimizer, chosen, inputs)
+        del loss  # kept until here: a graph from before must not be in the way
+        return result
+
+    def check_same(
+        self, one: nn.Module, other: nn.Module, inputs: tuple[Any, ...], exactly: bool = False
+    ) -> None:
+        """Check that two models give the same for the same inputs."""
+        with torch.no_grad():
+            left, right = tensors_of(one(*inputs)), tensors_of(other(*inputs))
+        assert len(left) == len(right) > 0
+        for wanted, found in zip(left, right, strict=True):
+            assert wanted.shape == found.shape
+            assert bool(wanted.isfinite().all()), "the masked network gives no finite numbers"
+            scale = 0.0 if exactly else self.tolerance * float(wanted.abs().max())
+            gap = float((wanted - found).abs().max())
+            assert gap <= scale, f"the outputs differ by {gap:.3g}"
+
+    def _check_tensors(self, model: nn.Module, masked: nn.Module, chosen: Chosen) -> None:
+        before = dict(masked.named_parameters()) | dict(masked.named_buffers())
+        after = dict(model.named_parameters()) | dict(model.named_buffers())
+        for name, tensor in before.items():
+            wanted = chosen.cut(name, tensor.detach())
+            assert torch.equal(after[name].detach(), wanted), f"{name} is not what must be left"
+            assert after[name].requires_grad == tensor.requires_grad
+            if isinstance(tensor, nn.Parameter) and tensor.grad is not None:
+                assert torch.equal(after[name].grad, chosen.cut(name, tensor.grad)), name
+
+    @staticmethod
+    def _check_counts(model: nn.Module, inputs: tuple[Any, ...], result: ShrinkResult) -> None:
+        assert result.after.params == sum(each.numel() for each in model.parameters())
+        assert result.after.params < result.before.params
+        assert result.after.macs <= result.before.macs
+        again = trace(model, inputs)
+        assert (again.params, again.macs) == (result.after.params, result.after.macs)
+
+    def _check_training(
+        self,
+        model: nn.Module,
+        masked: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        masked_optimizer: torch.optim.Optimizer,
+        chosen: Chosen,
+        inputs: tuple[Any, ...],
+    ) -> None:
+        """Check gradients, and one step with momentum, against those of the masked model."""
+        optimizer.zero_grad()
+        masked_optimizer.zero_grad()
+        self._backward(model, inputs)
+        self._backward(masked, inputs)
+        found = dict(model.named_parameters())
+        wanted = {name: each.grad for name, each in masked.named_parameters()}
+        largest = max(float(each.abs().max()) for each in wanted.values() if each is not None)
+        for name, gradient in wanted.items():
+            mine = found[name].grad
+            assert (mine is None) == (gradient is None), f"{name} gets no gradient"
+            if gradient is not None:
+                gap = (mine - chosen.cut(name, gradient)).abs().max()
+                assert float(gap) <= self.tolerance * largest, f"the gradient of {name} differs"
+        optimizer.step()
+        masked_optimizer.step()
+        for name, parameter in masked.named_parameters():
+            stays = chosen.cut(name, parameter.detach())
+            near = torch.allclose(found[name].detach(), stays, rtol=1e-6, atol=1e-9 * largest)
+            assert near, f"a step with momentum takes {name} elsewhere"
+
+    @staticmethod
+    def _backward(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
+        squares = [each.square().mean() for each in tensors_of(model(*inputs))]
+        # Every output weighs the same, so that steps stay small whatever the network gives.
+        loss = sum(each / each.detach().clamp(min=1e-9) for each in squares)
+        loss.backward()
+        return loss

@@ -1,11 +1,13 @@
 """Makes neural networks lighter and faster.
 
 A pruning technique is a value of four axes (``Technique``); a ``Sparsifier`` carries it out on a
-model while it trains.
+model while it trains, and ``shrink`` removes for good what it has freed.
 """
 
 from secateur.errors import SecateurError
+from secateur.reload import load
 from secateur.sparsify import Budget, Report, Sparsifier, StepResult
+from secateur.structure import Axis, ShrinkResult, Trace, save, shrink, trace
 from secateur.technique import (
     Context,
     Criterion,
@@ -23,6 +25,7 @@ from secateur.technique import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Axis",
     "Budget",
     "Context",
     "Criterion",
@@ -33,11 +36,17 @@ __all__ = [
     "Report",
     "Schedule",
     "SecateurError",
+    "ShrinkResult",
     "Sparsifier",
     "StepResult",
     "Technique",
+    "Trace",
     "Update",
     "__version__",
     "criterion",
+    "load",
+    "save",
     "schedule",
+    "shrink",
+    "trace",
 ]

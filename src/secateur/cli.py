@@ -56,6 +56,9 @@ def compress(
         float | None,
         typer.Option("--bytes", help="Share of the (packed) bytes that stays, 0 to 1"),
     ] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Share of the measured time that stays (whole channels)")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of training")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images per step")] = 64,
     learning_rate: Annotated[
@@ -92,8 +95,8 @@ def compress(
     from secateur.train import compress as run
 
     settings = Settings(
-        model, data, technique, sparsity, params, macs, bytes_, epochs, batch_size, learning_rate,
-        seed, size, limit, weights, pretrained, baseline, tuple(include or ()),
+        model, data, technique, sparsity, params, macs, bytes_, latency, epochs, batch_size,
+        learning_rate, seed, size, limit, weights, pretrained, baseline, tuple(include or ()),
         tuple(exclude or ()),
     )  # fmt: skip
     command = shlex.join(["secateur", *sys.argv[1:]])
@@ -165,17 +168,50 @@ def inspect(
     size: Annotated[int, typer.Option(help="Images of SIZE x SIZE pixels")] = 224,
     channels: Annotated[int, typer.Option(help="Image channels")] = 3,
     classes: Annotated[int, typer.Option(help="Number of classes")] = 1000,
+    svg: Annotated[
+        Path | None, typer.Option(help="Draw which layers are coupled into this SVG file")
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="List the weights instead of the axes")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a model as pruning sees it: weights, multiply-accumulates, norms, what is spared."""
+    """Show a model as pruning sees it: its axes, what couples them, what is pinned and why."""
+    from secateur import trace
+    from secateur.report.coupling import draw_coupling
     from secateur.structure import inspect_model
 
     network, example = _network(model, size, channels, classes)
     found = inspect_model(network, example)
+    structure = trace(network, example)
+    if svg is not None:
+        try:
+            svg.write_text(draw_coupling(structure), encoding="utf-8")
+        except OSError as error:
+            raise SecateurError(f"--svg {svg} cannot be written: {error}") from error
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+        typer.echo(json.dumps({**found.to_dict(), **structure.to_dict()}, indent=2))
         return
     title = f"{model}: {found.params:,} parameters, {_short(found.macs)} MACs for one image"
+    console.print(_weights_table(found, title) if weights else _axes_table(structure, title))
+    reach = structure.reach
+    console.print(
+        f"{len(structure.removable)} removable axes reach {reach['params']:.1%} of the parameters "
+        f"and {reach['macs']:.1%} of the MACs",
+        highlight=False,
+    )
+    for reason, names in _reasons(structure).items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        console.print(f"pinned: {shown}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    for operator, count in structure.unknown.items():
+        console.print(f"no rule for the operator {operator} ({count} times)", markup=False)
+    for name, reason in found.skipped:
+        console.print(f"not prunable: {name}: {reason}", markup=False)
+    if svg is not None:
+        console.print(f"drawing: {svg.resolve()}", markup=False, soft_wrap=True)
+
+
+def _weights_table(found: Any, title: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("kind")
@@ -190,11 +226,32 @@ def inspect(
         table.add_row(
             row.name, row.kind, shape + groups, _short(row.weights), _short(row.macs), behind
         )
-    console.print(table)
-    for name, reason in found.skipped:
-        console.print(f"not prunable: {name}: {reason}", markup=False)
-    if found.problem:
-        console.print(f"norms unknown: {found.problem}", markup=False)
+    return table
+
+
+def _axes_table(structure: Any, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("axis", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("tensors", justify="right", no_wrap=True)
+    table.add_column("shared by", overflow="fold")
+    table.add_column("removal", overflow="fold")
+    for axis in structure.removable:
+        layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in axis.carriers))
+        shared = ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
+        removal = f"inexact: {axis.inexact}" if axis.inexact else "exact"
+        table.add_row(axis.name, str(axis.size), str(len(axis.carriers)), shared, removal)
+    return table
+
+
+def _reasons(structure: Any) -> dict[str, list[str]]:
+    """Group what is pinned by reason and place; extents of kernels and images go without saying."""
+    found: dict[str, list[str]] = {}
+    for axis in structure.axes:
+        if axis.pinned is not None and "extent" not in axis.pinned:
+            reason = f"{axis.pinned} ({axis.place})" if axis.place else axis.pinned
+            found.setdefault(reason, []).append(axis.name)
+    return found
 
 
 def main() -> None:
@@ -319,10 +376,12 @@ def _show(metrics: dict[str, Any]) -> None:
     console.print(table)
     for note in metrics["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False)
-    console.print(
-        "Masks leave the tensors at their size: the packed file is smaller, the time is the same.",
-        style="dim",
-    )
+    if not metrics["shrunk"]:
+        console.print(
+            "Masks leave the tensors at their size: the packed file is smaller, the time is the "
+            "same. Whole channels (filter | ...) are removed for good.",
+            style="dim",
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,12 @@ CASES: dict[str, str] = {
     "taylor_2016": "filter | local | taylor_2016 | one_shot(start=0.5)",
     "sensitivity": "weight | local(sensitivity) | magnitude | one_shot(start=0.5)",
     "reinitialise": "weight | global | magnitude | linear(every=2) | reinitialise",
+    "coupled": "filter | global | magnitude | linear",
+    "coupled_random": "filter | local | random | linear(mask=reselected)",
+    "coupled_gradient": "filter | global | snip | linear",
+    "coupled_regrown": "filter | local | magnitude | constant(mask=regrown(by=random), every=2)",
 }
+WITHOUT_DDP = ("gradient_without_ddp", "coupled_gradient")
 FROM_DATA = ("wanda", "fisher", "hessian", "taylor_2016", "sensitivity")
 STEPS = 4
 
@@ -56,11 +61,14 @@ def run_case(name: str, rank: int) -> dict[str, Any]:
         for parameter in model.parameters():
             parameter.data.fill_(0.1)
     used = model
-    if name != "gradient_without_ddp":
+    if name not in WITHOUT_DDP:
         used = nn.parallel.DistributedDataParallel(model)
     data = [batch(rank, 50), batch(rank, 51)] if name in FROM_DATA else None
     # Seeds differ on purpose: rank 0 decides.
-    sparsifier = Sparsifier(used, CASES[name], sparsity=0.5, data=data, seed=rank)
+    inputs = batch(rank, 0)[0] if name.startswith("coupled") else None
+    sparsifier = Sparsifier(
+        used, CASES[name], sparsity=0.5, data=data, seed=rank, example_inputs=inputs
+    )
     optimizer = torch.optim.SGD(used.parameters(), lr=0.1)
     sparsifier.attach(optimizer, STEPS)
     for step in range(STEPS):
@@ -122,7 +130,7 @@ def test_both_ranks_hold_the_same_masks(results: list[dict[str, Any]], case: str
             assert bool((result["weights"][name][~mask] == 0).all())
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "gradient_without_ddp"])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in WITHOUT_DDP])
 def test_both_ranks_hold_the_same_weights(results: list[dict[str, Any]], case: str) -> None:
     first, second = (result[case].get("weights", {}) for result in results)
     assert first

@@ -69,6 +69,7 @@ TECHNIQUES = [
     "weight | global | large_init | linear(every=3) | rewind(step=0, optimizer=reset)",
     "weight | global | magnitude | linear(every=4) | reinitialise",
     "weight | local(lamp) | magnitude | one_cycle | keep(removed=learning)",
+    "filter | local | magnitude | constant(every=2, mask=reselected) | keep(removed=learning)",
 ]
 
 
@@ -86,6 +87,30 @@ def test_a_resumed_run_ends_like_one_without_a_break(
     assert any(not bool(mask.all()) for mask in straight.sparsifier.masks.values()) or (
         "dsd" in technique
     )
+
+
+COUPLED = [
+    "filter | global | magnitude | agp",
+    "filter | local | taylor | linear",
+    "filter | local | magnitude | dsd",
+    "filter | global | random | constant(mask=regrown(by=random, share=0.3), every=2)",
+    "filter | local | magnitude | constant(mask=regrown(by=magnitude, share=0.3), every=2)",
+    "filter | local | magnitude | constant(every=2, mask=reselected) | keep(removed=learning)",
+    "filter | local | updating_movement | agp(every=2) | rewind(step=3, optimizer=rewind)",
+]
+
+
+@pytest.mark.parametrize("technique", COUPLED)
+def test_a_run_over_coupled_layers_resumes_bit_for_bit(tmp_path: Path, technique: str) -> None:
+    more = {"example_inputs": example("small_cnn"), "budget": 0.4}
+    straight = Run(technique, **more).train(0, STEPS)
+    Run(technique, **more).train(0, 5).save(tmp_path / "state.pt")
+    resumed = Run(technique, seed=99, **more)
+    resumed.load(tmp_path / "state.pt")
+    resumed.train(5, STEPS)
+    same(straight, resumed)
+    gone = any(not bool(mask.all()) for mask in straight.sparsifier.masks.values())
+    assert gone or "dsd" in technique
 
 
 def test_a_run_whose_sensitivity_was_measured_resumes_without_measuring_again(

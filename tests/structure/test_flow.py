@@ -135,7 +135,10 @@ def test_a_gated_unit_mixes_channels(kind: str, exported: bool) -> None:
     sparsifier = Sparsifier(
         model, FILTERS, sparsity=0.5, example_inputs=(inputs,) if exported else None
     )
-    assert sparsifier.step(1.0).achieved["sparsity"] == pytest.approx(0.5)
+    # Coupled, a channel of the convolution is two of its filters and what reads them.
+    coupled = exported and kind == "convolution"
+    unit = (2 * 27 + 8 * 9) / (16 * 27 + 8 * 72) if coupled else 1e-6
+    assert sparsifier.step(1.0).achieved["sparsity"] == pytest.approx(0.5, abs=unit / 2)
 
 
 @both_ways
@@ -220,8 +223,13 @@ def test_layers_that_make_the_outputs_are_spared(ending: str, exported: bool) ->
         model, FILTERS, sparsity=0.5, example_inputs=torch.randn(2, 5, 6) if exported else None
     )
     sparsifier.step(1.0)
-    assert "head.weight" not in sparsifier.masks
-    assert int(sparsifier.masks["hidden.weight"].any(1).sum()) == 4
+    kept = sparsifier.masks["hidden.weight"].any(1)
+    assert int(kept.sum()) == 4
+    # With example inputs the head no longer reads what is gone, and makes all outputs as before.
+    assert ("head.weight" in sparsifier.masks) == exported
+    if exported:
+        assert torch.equal(sparsifier.masks["head.weight"], kept.expand(4, 8))
+    assert "head.bias" not in sparsifier.masks
 
 
 @both_ways
@@ -232,7 +240,8 @@ def test_a_convolution_that_makes_the_outputs_is_spared(exported: bool) -> None:
     x = torch.randn(2, 3, 8, 8)
     sparsifier = Sparsifier(model, FILTERS, sparsity=0.5, example_inputs=(x,) if exported else None)
     sparsifier.step(1.0)
-    assert "2.weight" not in sparsifier.masks
+    assert ("2.weight" in sparsifier.masks) == exported
+    assert bool(sparsifier.masks.get("2.weight", torch.ones(10, 1)).flatten(1).any(1).all())
     assert bool((model(x) != 0).any(0).all())
 
 
@@ -250,7 +259,8 @@ def test_where_the_flow_is_unknown_the_outputs_are_not_pruned_silently() -> None
         assert "include" in str(error)
         return
     sparsifier.step(1.0)
-    assert bool(sparsifier.masks.get("head.weight", torch.ones(1, dtype=torch.bool)).all())
+    made = sparsifier.masks.get("head.weight", torch.ones(4, 8)).any(1)
+    assert bool(made.all()) and "head.bias" not in sparsifier.masks
 
 
 def test_a_trace_leaves_the_model_alone() -> None:

@@ -195,7 +195,11 @@ def test_fine_tuning_real_weights_on_real_images(
     )  # fmt: skip
     metrics = compress(settings, tmp_path)
     assert metrics["before"]["accuracy"] > 0.8
-    assert metrics["achieved"]["macs"] == pytest.approx(0.6, abs=0.01)
+    # A channel on the shortcut takes 3.9 % of the multiply-accumulates along.
+    assert metrics["achieved"]["macs"] == pytest.approx(0.6, abs=0.0195)
+    assert metrics["shrunk"]
+    left = metrics["after"]["params"] / metrics["before"]["params"]
+    assert left == pytest.approx(metrics["achieved"]["params"])
     assert metrics["after"]["accuracy"] > 0.3
 
 

@@ -89,7 +89,7 @@ def _page(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "before_is": text.line(metrics.get("before_is")),
         "latency_note": _latency_note(before, after),
-        "masks_note": _masks_note(before, after),
+        "masks_note": "" if metrics.get("shrunk") else _masks_note(before, after),
         "pictures": _training_pictures(metrics),
         "layers_picture": _layers_picture(layers),
         "layers_shown": plots.MOST_LAYERS,

@@ -20,10 +20,18 @@ UNIFORM_PLUS_LAST = 0.8
 
 @dataclass(frozen=True)
 class Layer:
-    """What allocation knows of one layer: its weight, and its cost in the budget's currency."""
+    """What allocation knows of one layer: its weight, and its cost in the budget's currency.
+
+    ``coupled`` are the weights whose units are the same, this one among them, where there are more.
+    """
 
     weight: PrunableWeight
     cost: float
+    coupled: tuple[PrunableWeight, ...] = ()
+
+    def named(self, pattern: str) -> bool:
+        """Whether a glob pattern names the weight, or one that is coupled with it."""
+        return any(matches(weight, pattern) for weight in self.coupled or (self.weight,))
 
 
 def shares(
@@ -137,17 +145,23 @@ def _by_ranking(layers: Sequence[Layer], amount: float, scores: Sequence[Tensor]
     return [count / max(1, len(part)) for count, part in zip(counts, scores, strict=True)]
 
 
+def written(context: Context, layers: Sequence[Layer], claimed: float) -> float:
+    """Return what the shares that a context gives layer by layer cost together."""
+    spent = _given(context, layers, -1.0, claimed)
+    return sum(layer.cost * share for layer, share in zip(layers, spent, strict=True))
+
+
 def _given(context: Context, layers: Sequence[Layer], amount: float, claimed: float) -> list[float]:
     """Take the shares as written; the other layers share what is left of the budget, if any."""
     for pattern, _ in context.given:
-        if not any(matches(layer.weight, pattern) for layer in layers):
+        if not any(layer.named(pattern) for layer in layers):
             raise SecateurError(
                 f"the pattern '{pattern}' of {context} matches no prunable layer; layers are "
                 + ", ".join(layer.weight.name for layer in layers[:6])
             )
     written: list[float | None] = []
     for layer in layers:
-        hits = [share for pattern, share in context.given if matches(layer.weight, pattern)]
+        hits = [share for pattern, share in context.given if layer.named(pattern)]
         written.append(hits[0] * claimed if hits else None)
     spent = sum(
         layer.cost * share

@@ -70,7 +70,10 @@ class Attachment:
             schedule = self.sparsifier.technique.schedule
             if schedule.at(0.0) > 0 and not self._waits_for_training():
                 self.sparsifier.step(0.0)
-        self.sparsifier.apply()
+        frozen = self.sparsifier.technique.update.removed == "frozen"
+        # What learns on while it is removed goes on with what it has learnt.
+        if frozen or memory.settled or memory.step == 0:
+            self.sparsifier.apply()
         if not self.holds:
             memory.total = self.total
 

@@ -8,12 +8,10 @@ from secateur.technique import Technique
 def lacks(technique: Technique) -> tuple[str, ...]:
     """Name the capabilities that a technique asks for and the engine does not have.
 
-    >>> lacks(Technique("head"))
-    ('head: which outputs form a head has to be found by tracing the structure',)
+    >>> lacks(Technique("weight", update="keep(removed=straight_through)"))
+    ('straight_through: gradients that pass through removed weights',)
     """
     missing = []
-    if technique.granularity.head:
-        missing.append("head: which outputs form a head has to be found by tracing the structure")
     if technique.update.removed == "straight_through":
         missing.append("straight_through: gradients that pass through removed weights")
     if technique.update.survivors == "compensate":

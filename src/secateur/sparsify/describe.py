@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from secateur.sparsify.budget import Budget
-from secateur.sparsify.setup import Prunable, prepare
+from secateur.sparsify.setup import Prunable, Setup, prepare
 from secateur.technique import Technique
+
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,51 @@ def describe_layers(
 
     Raises SecateurError where the technique cannot be carried out on the model.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     >>> describe_layers(model, Technique("filter"))[0].words
     '6 units of 4 weights each, with the bias of each'
+
+    With example inputs, whole channels go with all layers that share their axis.
+
+    >>> describe_layers(model, Technique("filter"), (torch.zeros(1, 4),))[0].words
+    '6 units of 4 weights each, each with its part of 2'
     """
-    setup = prepare(model, technique, Budget("sparsity", 0.5), None, None, example_inputs, ())
+    setup = prepare(model, technique, Budget("sparsity", 0.0), None, None, example_inputs, ())
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     described = [
         LayerDescription(
-            prunable.weight.name, prunable.weight.kind, prunable.weight.shape, _words(prunable)
+            prunable.weight.name,
+            prunable.weight.kind,
+            prunable.weight.shape,
+            _coupled_words(place, setup) if setup.groups else _words(prunable),
         )
-        for prunable in setup.prunables
+        for place, prunable in enumerate(setup.prunables)
     ]
     described += [
         LayerDescription(name, "", shapes.get(name, ()), f"spared: {reason}")
         for name, reason in setup.passed_over
     ]
     return tuple(described)
+
+
+def _coupled_words(place: int, setup: Setup) -> str:
+    """Say which axes the units of a weight belong to, and which layers share them."""
+    weight = setup.prunables[place].weight
+    said = []
+    for group in setup.groups:
+        member = next((each for each in group.members if each.place == place), None)
+        if member is None:
+            continue
+        share = weight.numel * int((member.index >= 0).sum()) // len(member.index)
+        units = f"{group.axis.size} units of {share // group.axis.size} weights each"
+        layers = dict.fromkeys(name.rpartition(".")[0] or name for name, _, _ in group.carriers)
+        others = [name for name in layers if name != weight.module]
+        if others:
+            more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+            units += f", each with its part of {', '.join(others[:_SHOWN])}{more}"
+        said.append(units)
+    return "; ".join(said)
 
 
 def _words(prunable: Prunable) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +72,17 @@ class Engine:
         So it is where gradients come from the training, and where the criterion looks at movement.
         """
         return ("gradient" in self.needs and self.data is None) or self.technique.criteria.moves
+
+    @property
+    def returning(self) -> tuple[str, ...]:
+        """Parameters whose values are remembered on removal, and given back to what returns."""
+        return self.vectors
+
+    def zeroed(self, masks: Mapping[str, Tensor], learning: bool) -> Mapping[str, Tensor]:
+        """Return the masks to apply; weights that learn on can do so if their vectors stay."""
+        if not learning:
+            return masks
+        return {name: mask for name, mask in masks.items() if name not in set(self.vectors)}
 
     @property
     def vectors(self) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def _granularities() -> list[dict[str, Any]]:
         *rows,
         {"name": "(o 4) (i 4)", "axes": "o i", "summary": "tiles of any length along any axes"},
         {"name": "2:4", "axes": "o i d h w", "summary": "n of every m kept, along any axis"},
-        {"name": "head", "axes": "o", "summary": "an attention head (described, not run yet)"},
+        {"name": "head", "axes": "o", "summary": "an attention head (needs example inputs)"},
     ]
 
 

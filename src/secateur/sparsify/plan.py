@@ -23,7 +23,8 @@ class Entry:
     ``scores`` and ``removed`` are [units]; ``growth`` scores removed units that may return;
     ``unit_cost`` is the cost of a complete unit, ``share`` the share of units to remove;
     ``ranked`` are the scores with what must go at -inf and what must stay at inf; ``gone`` counts
-    what is removed now, and ``removed`` need not be looked at where it is 0.
+    what is removed now, and ``removed`` need not be looked at where it is 0; ``coupled`` are the
+    weights whose units these are too.
     """
 
     weight: PrunableWeight
@@ -35,6 +36,11 @@ class Entry:
     growth: Tensor | None = None
     ranked: Tensor = field(default_factory=lambda: torch.empty(0))
     gone: int = 0
+    coupled: tuple[PrunableWeight, ...] = ()
+
+    def named(self, pattern: str) -> bool:
+        """Whether a glob pattern names the weight, or one that is coupled with it."""
+        return any(matches(weight, pattern) for weight in self.coupled or (self.weight,))
 
     @property
     def cost(self) -> float:
@@ -146,7 +152,7 @@ def _pools(technique: Technique, entries: Sequence[Entry]) -> list[list[int]]:
         hits = [
             place
             for place, entry in enumerate(entries)
-            if place not in taken and any(matches(entry.weight, p) for p in patterns)
+            if place not in taken and any(entry.named(pattern) for pattern in patterns)
         ]
         if not hits:
             raise SecateurError(f"the group '{name}' of {context} matches no prunable layer")
@@ -184,7 +190,7 @@ def _choose_pool(
     count = min(total, round(claim / price)) if price else 0
     scores = _competing(rules, members, count < sum(entry.gone for entry in members))
     able = total
-    if rules.barred:
+    if rules.barred or any(entry.coupled for entry in members):
         able = sum(count_true(part < torch.inf) for part in scores)
     found = min(count, able)
     return keep_highest(scores, found), (count - found) * price

@@ -73,10 +73,18 @@ def make_report(technique: Technique, setup: Setup, masks: Mapping[str, Tensor])
                 weight.numel,
                 int(torch.count_nonzero(view)),
                 units.count,
-                int(torch.count_nonzero(units.pick(view))),
+                int(
+                    torch.count_nonzero(
+                        units.rows(view)[0].any(1) if setup.groups else units.pick(view)
+                    )
+                ),
             )
         )
-    achieved = setup.ledger.achieved(count_kept(masks), prunable_elements(setup))
+    if setup.measure is not None:
+        gone = {group.leaf: ~group.gone(masks) for group in setup.groups}
+        achieved = setup.measure.shares(gone)
+    else:
+        achieved = setup.ledger.achieved(count_kept(masks), prunable_elements(setup))
     return Report(
         str(technique), setup.budget, achieved, tuple(layers), setup.passed_over, setup.notes
     )

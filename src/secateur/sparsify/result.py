@@ -15,7 +15,8 @@ class StepResult:
     ``params``, ``macs`` and ``bytes``, the share of the model that is left. ``target`` and
     ``shortfall`` are in the currency that was asked for: what the schedule wanted at this moment,
     and by how much the step missed it because nothing more could be removed (0 where rounding to
-    whole units is all that stands between). ``emptied`` names layers without a single weight left.
+    whole units is all that stands between). ``emptied`` names layers without a single weight left;
+    where whole channels go, those of which only the one that must stay is left.
     """
 
     progress: float

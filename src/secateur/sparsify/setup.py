@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,13 @@ from secateur.errors import SecateurError
 from secateur.sparsify.allocation import ends_of
 from secateur.sparsify.budget import Budget, Ledger
 from secateur.sparsify.capabilities import lacks
+from secateur.sparsify.coupling import (
+    Group,
+    Measure,
+    couples,
+    find_groups,
+    refuse_emptying,
+)
 from secateur.sparsify.initial import resettable
 from secateur.sparsify.units import Units, check_blocks
 from secateur.structure import (
@@ -21,12 +28,15 @@ from secateur.structure import (
     choose_weights,
     find_weights,
     observe,
+    trace,
     trace_flow,
 )
 from secateur.structure.flow import Carrier, Reach
 from secateur.structure.usage import Usage
+from secateur.structure.weights import FoundWeights
 from secateur.technique import Technique
 from secateur.technique.criteria.evidence import FROM_DATA, NEEDS
+from secateur.technique.granularity import Granularity
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,9 @@ class Setup:
     passed_over: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     ends: tuple[str | None, str | None] = (None, None)
+    groups: tuple[Group, ...] = ()
+    measure: Measure | None = None
+    round_to: int = 1
 
 
 def prepare(
@@ -61,6 +74,8 @@ def prepare(
     exclude: str | Iterable[str] | None,
     example_inputs: tuple[Any, ...] | None,
     data: Iterable[Any] | None,
+    inexact: bool = False,
+    round_to: int = 1,
 ) -> Setup:
     """Find what can be pruned and refuse, with the reason, what cannot be carried out."""
     missing = lacks(technique)
@@ -91,6 +106,18 @@ def prepare(
     chosen = choose_weights(found.weights, include, exclude)
     if not chosen:
         raise SecateurError(f"include={include!r} and exclude={exclude!r} leave no layer to prune")
+    if example_inputs is not None and couples(technique.granularity):
+        _check_coupled(technique, round_to)
+        return _prepare_coupled(
+            model, technique, budget, found, chosen, example_inputs, inexact, round_to
+        )
+    if technique.granularity.head:
+        raise SecateurError(f"'{technique}' finds heads by tracing the model: pass example_inputs=")
+    for name, given in (("inexact", inexact), ("round_to", round_to != 1)):
+        if given:
+            raise SecateurError(
+                f"{name}= is for whole channels (filter, shared_kernel, head) with example_inputs="
+            )
     passed_over = list(found.skipped)
     notes: list[str] = []
     flow = Flow()
@@ -133,6 +160,77 @@ def prepare(
     return Setup(
         prunables, budget, ledger, tuple(passed_over), tuple(notes), ends_of(found.weights)
     )
+
+
+def _prepare_coupled(
+    model: nn.Module,
+    technique: Technique,
+    budget: Budget | None,
+    found: FoundWeights,
+    chosen: tuple[PrunableWeight, ...],
+    example_inputs: tuple[Any, ...],
+    inexact: bool,
+    round_to: int,
+) -> Setup:
+    """Prepare for axes: every layer that shares one goes along, and budgets count what is left."""
+    structure = trace(model, example_inputs)
+    weights = tuple(w for w in found.weights if w.parameter in structure.held)
+    excluded = set(weights) - set(chosen)
+    groups, passed = find_groups(
+        structure, weights, technique.granularity, set(chosen), excluded, inexact
+    )
+    if not groups:
+        raise SecateurError(_nothing_to_prune(model, technique, passed))
+    used = {member.place for group in groups for member in group.members}
+    kept = {place: number for number, place in enumerate(sorted(used))}
+    groups = tuple(
+        replace(group, members=tuple(
+            replace(member, place=kept[member.place]) for member in group.members))
+        for group in groups
+    )  # fmt: skip
+    flow = trace_flow(model, example_inputs) if "norm_scale" in technique.criteria.needs else Flow()
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    units = Granularity.parse("shared_kernel" if technique.granularity.named == {"i"} else "filter")
+    prunables = tuple(
+        Prunable(weights[place], Units.of(weights[place], units),
+                 _own_reach(weights[place], flow, chosen, sizes))
+        for place in sorted(used)
+    )  # fmt: skip
+    _check_trainable(technique, model, tuple(prunable.weight for prunable in prunables))
+    _check_norms(technique, prunables)
+    measure = Measure.of(model, structure, (prunable.weight.parameter for prunable in prunables))
+    if budget is not None and budget.currency != "latency":
+        refuse_emptying(measure, groups, budget, round_to)
+    notes = [f"{name} is counted nowhere: it has no rule" for name in structure.unknown]
+    return Setup(
+        prunables, budget, Ledger.of(model), (*found.skipped, *passed), tuple(notes),
+        ends_of(found.weights), groups, measure, round_to,
+    )  # fmt: skip
+
+
+def _check_coupled(technique: Technique, round_to: int) -> None:
+    """Refuse what has no meaning for whole channels."""
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise SecateurError(f"round_to={round_to!r}: expected a whole number of at least 1")
+    dynamics = technique.schedule.mask
+    if dynamics.kind == "regrown" and dynamics.by == "gradient":
+        raise SecateurError(
+            f"'{technique}' regrows by gradient, and a channel that is zero in every layer has "
+            "none; write regrown(by=magnitude) or regrown(by=random)"
+        )
+
+
+def _nothing_to_prune(
+    model: nn.Module, technique: Technique, passed: Sequence[tuple[str, str]]
+) -> str:
+    """Say why no axis is left; what the user can change comes first."""
+    what = "head" if technique.granularity.head else "channel"
+    allowed = [each for each in passed if "inexact=True" in each[1] or "left out" in each[1]]
+    rest = [each for each in passed if each not in allowed]
+    said = "; ".join(f"{name}: {reason}" for name, reason in (allowed + rest)[:3])
+    none = "no attention was found" if technique.granularity.head else (
+        "no axis belongs to the chosen layers")  # fmt: skip
+    return f"{type(model).__name__} has no {what} to remove: {said or none}"
 
 
 def _observe_example(model: nn.Module, example_inputs: tuple[Any, ...]) -> Usage:
@@ -181,6 +279,15 @@ def _check_budget(
         )
     if budget is not None and budget.currency == "macs" and example_inputs is None:
         raise SecateurError("a budget in macs needs example_inputs= to count them")
+    if (
+        budget is not None
+        and budget.currency == "latency"
+        and (example_inputs is None or not couples(granularity))
+    ):
+        raise SecateurError(
+            "a budget in latency is for whole channels (filter, shared_kernel, head), with "
+            "example_inputs= to time: masks alone make nothing faster"
+        )
     return budget
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,28 +14,38 @@ from secateur.errors import SecateurError
 from secateur.sparsify import updates
 from secateur.sparsify.attachment import Attachment
 from secateur.sparsify.budget import Budget, count_kept
+from secateur.sparsify.coupled import CoupledEngine
 from secateur.sparsify.engine import Engine
+from secateur.sparsify.latency import fit_latency
 from secateur.sparsify.memory import Memory, initial_memory
 from secateur.sparsify.pieces import Pieces
 from secateur.sparsify.report import Report, make_report
 from secateur.sparsify.result import StepResult
-from secateur.sparsify.setup import prepare
+from secateur.sparsify.setup import Setup, prepare
 from secateur.sparsify.statistics import Loss
+from secateur.structure import Trace, shrink
 from secateur.technique import Technique
 from secateur.technique.catalogue import find_technique
 
 FORMAT = 1
+_SHRUNK = "the model's tensors have other sizes than its masks: after shrink, make a new Sparsifier"
 
 
 class Sparsifier:
     """Prunes a model under a technique until a budget is reached.
 
     ``sparsity`` is the share of the prunable weights that goes; ``params``, ``macs`` and ``bytes``
-    are shares of the model that stay. ``include`` and ``exclude`` are glob patterns over layer
-    names. ``technique`` may be a value, its text, or a name of the catalogue. ``example_inputs``
-    (positional arguments of the model) is needed for ``macs`` and finds
-    norms by export; ``data`` (batches) and ``loss`` serve criteria that ask for them. Weights whose
-    outputs are the model's outputs keep their filters unless ``include`` names them.
+    are shares of the model that stay, and ``latency`` of the time that it takes on the example
+    inputs here, for which copies are shrunk and timed. ``include`` and ``exclude`` are glob
+    patterns over layer names. ``technique`` may be a value, its text, or a name of the catalogue.
+    ``data`` (batches) and ``loss`` serve criteria that ask for them. Weights whose outputs are the
+    model's outputs keep their filters unless ``include`` names them.
+
+    ``example_inputs`` (positional arguments of the model) is needed for ``macs``, and couples the
+    layers for ``filter``, ``shared_kernel`` and ``head``: masks clear all that carries a channel,
+    so that ``shrink`` can remove it, and budgets count what that leaves. Every layer keeps a
+    channel; ``round_to`` keeps widths at multiples of a number; ``inexact`` admits channels whose
+    removal changes what the masked network computes (a norm averages over them).
 
     Raises SecateurError where the request cannot be carried out, with what to do instead.
 
@@ -53,11 +64,14 @@ class Sparsifier:
         params: float | None = None,
         macs: float | None = None,
         bytes: float | None = None,  # noqa: A002
+        latency: float | None = None,
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
         example_inputs: tuple[Any, ...] | Tensor | None = None,
         data: Iterable[Any] | None = None,
         loss: Loss | None = None,
+        inexact: bool = False,
+        round_to: int = 1,
         seed: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -72,10 +86,19 @@ class Sparsifier:
         self.technique = technique
         self.model = unwrap(model)
         inputs = _positional(example_inputs)
-        budget = Budget.of(sparsity=sparsity, params=params, macs=macs, bytes=bytes)
-        self._setup = prepare(self.model, self.technique, budget, include, exclude, inputs, data)
+        budget = Budget.of(
+            sparsity=sparsity, params=params, macs=macs, bytes=bytes, latency=latency
+        )
+        self._setup = prepare(
+            self.model, self.technique, budget, include, exclude, inputs, data, inexact, round_to
+        )
         self.budget = self._setup.budget
-        self._engine = Engine(self.model, self.technique, self._setup, data, loss, seed)
+        if self.budget is not None and self.budget.currency == "latency":
+            options = {"include": include, "exclude": exclude, "data": data, "loss": loss,
+                       "inexact": inexact, "round_to": round_to, "seed": seed}  # fmt: skip
+            self._setup = self._fitted(self.budget.value, inputs, options)
+        kind = CoupledEngine if self._setup.groups else Engine
+        self._engine = kind(self.model, self.technique, self._setup, data, loss, seed)
         self._masks = self._engine.open_masks()
         self._memory = initial_memory(self.model, self.technique, self._setup, seed)
         self._attachment: Attachment | None = None
@@ -83,10 +106,45 @@ class Sparsifier:
         self._pieces = Pieces()
         self._last: StepResult | None = None
 
+    def _fitted(
+        self, latency: float, inputs: tuple[Any, ...] | None, options: dict[str, Any]
+    ) -> Setup:
+        """Turn a budget in latency into the share of MACs at which it was measured."""
+        assert inputs is not None
+        at_once = Technique(
+            self.technique.granularity, self.technique.context, self.technique.criteria, "one_shot"
+        )
+
+        def shrunk_to(macs: float) -> nn.Module:
+            copied = copy.deepcopy(self.model)
+            sparsifier = Sparsifier(copied, at_once, macs=macs, example_inputs=inputs, **options)
+            sparsifier.step(1.0)
+            shrink(copied, sparsifier, inputs)
+            return copied
+
+        fit = fit_latency(self.model, shrunk_to, inputs, latency)
+        note = (
+            f"latency {latency:g} was asked for: {fit.macs:.4g} of the MACs took {fit.latency:.3g} "
+            "of the dense network's time, as measured here"
+        )
+        return replace(
+            self._setup, budget=Budget("macs", fit.macs), notes=(*self._setup.notes, note)
+        )
+
     @property
     def masks(self) -> Mapping[str, Tensor]:
         """Parameter name to boolean tensor, True where the entry is kept."""
         return self._masks
+
+    @property
+    def coupled(self) -> bool:
+        """Whether whole channels are pruned over coupled axes, so that ``shrink`` removes them."""
+        return bool(self._setup.groups)
+
+    @property
+    def structure(self) -> Trace | None:
+        """The structure that was traced, None where single weights are pruned."""
+        return self._setup.measure.structure if self._setup.measure is not None else None
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -114,11 +172,13 @@ class Sparsifier:
                 f"'{update}' returns to a step of the training: attach the sparsifier to the "
                 "optimiser"
             )
+        if any(self.model.get_parameter(n).shape != m.shape for n, m in self._masks.items()):
+            raise SecateurError(_SHRUNK)
         self._follow_devices()
-        before = {name: self._masks[name].clone() for name in self._engine.vectors}
+        before = {name: self._masks[name].clone() for name in self._engine.returning}
         result = self._engine.update(self._masks, self._memory, progress)
         self._memory.settled = self.technique.schedule.settles(progress)
-        self._exchange_vectors(before)
+        self._exchange(before)
         self._refresh()
         if result.changed and (progress < 1 or self._attachment is None):
             optimizer = self._attachment.optimizer if self._attachment else None
@@ -145,6 +205,8 @@ class Sparsifier:
         found = [(module._parameters[name], mask) for module, name, mask in self._applied]
         pairs: list[tuple[Tensor, Tensor]] = []
         pairs += [(parameter, mask) for parameter, mask in found if parameter is not None]
+        if any(parameter.shape != mask.shape for parameter, mask in pairs):
+            raise SecateurError(_SHRUNK)
         if any(parameter.device != mask.device for parameter, mask in pairs):
             self._follow_devices()
             return self._current()
@@ -202,6 +264,7 @@ class Sparsifier:
             "format": FORMAT,
             "technique": str(self.technique),
             "budget": self._budget_state(),
+            "macs": self._setup.budget.value if self._setup.budget else None,
             "masks": {name: mask.clone() for name, mask in self._masks.items()},
             "memory": self._memory.state_dict(),
             "last": asdict(self._last) if self._last else None,
@@ -209,6 +272,12 @@ class Sparsifier:
 
     def _budget_state(self) -> list[Any] | None:
         return [self.budget.currency, self.budget.value] if self.budget else None
+
+    def _take_fit(self, state: Mapping[str, Any]) -> None:
+        """Go on with the share of MACs that a latency was measured at before."""
+        if self.budget is not None and self.budget.currency == "latency":
+            self._setup = replace(self._setup, budget=Budget("macs", float(state["macs"])))
+            self._engine.setup = self._setup
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state; a state of another technique, budget or model is refused.
@@ -231,6 +300,7 @@ class Sparsifier:
         memory.check(self._memory, self.model)
         if self._attachment is not None:
             self._attachment.check(memory)
+        self._take_fit(state)
         for name, mask in masks.items():
             self._masks[name].copy_(mask)
         self._memory, self._last = memory, last
@@ -246,10 +316,11 @@ class Sparsifier:
         if not fits:
             raise SecateurError("the state's masks do not fit this model: it belongs to another")
 
-    def _exchange_vectors(self, before: Mapping[str, Tensor]) -> None:
-        """Remember biases, scales and shifts that go, and give back those that return.
+    def _exchange(self, before: Mapping[str, Tensor]) -> None:
+        """Remember what goes and give it back where it returns.
 
-        A filter whose scale and shift came back as zero could never learn again.
+        A filter whose scale and shift came back as zero could never learn again, nor could a
+        channel that is zero in all layers that share it.
         """
         frozen = self.technique.update.removed == "frozen"
         with torch.no_grad():
@@ -267,15 +338,14 @@ class Sparsifier:
         A product with bytes is twice as fast as one with booleans; the memory is shared. Weights
         that learn on while removed can do so only if their scales and shifts stay.
         """
-        spared: set[str] = set()
-        if self.technique.update.removed == "learning" and not self._memory.settled:
-            spared = set(self._engine.vectors)
+        learning = self.technique.update.removed == "learning" and not self._memory.settled
+        masks = self._engine.zeroed(self._masks, learning)
         self._applied = []
-        for name, kept in count_kept(self._masks).items():
-            if kept < self._masks[name].numel() and name not in spared:
+        for name, kept in count_kept(masks).items():
+            if kept < masks[name].numel():
                 path, _, attribute = name.rpartition(".")
                 module = self.model.get_submodule(path)
-                self._applied.append((module, attribute, self._masks[name].view(torch.uint8)))
+                self._applied.append((module, attribute, masks[name].view(torch.uint8)))
 
 
 def _positional(example_inputs: Any) -> tuple[Any, ...] | None:

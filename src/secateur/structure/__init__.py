@@ -1,18 +1,34 @@
 """What is known of a network's build: its weights, how they are used, where their outputs flow."""
 
 from secateur.structure.flow import Flow, trace_flow
+from secateur.structure.heads import head_axes
 from secateur.structure.inspection import Inspection, inspect_model
+from secateur.structure.reload import save
+from secateur.structure.removal import Removal, positions
+from secateur.structure.rules import rule
+from secateur.structure.shrink import ShrinkResult, shrink
+from secateur.structure.trace import Axis, Trace, trace
 from secateur.structure.usage import Usage, observe
 from secateur.structure.weights import PrunableWeight, choose_weights, find_weights
 
 __all__ = [
+    "Axis",
     "Flow",
     "Inspection",
     "PrunableWeight",
+    "Removal",
+    "ShrinkResult",
+    "Trace",
     "Usage",
     "choose_weights",
     "find_weights",
+    "head_axes",
     "inspect_model",
     "observe",
+    "positions",
+    "rule",
+    "save",
+    "shrink",
+    "trace",
     "trace_flow",
 ]

@@ -122,7 +122,7 @@ def observe(model: nn.Module, run: Callable[[], object], *, inputs: bool = False
     With ``inputs``, the squares of what each weight reads are summed too.
     """
     usage = Usage()
-    with evaluating(model), torch.no_grad(), _transparent(model), _Watch(model, usage, inputs):
+    with evaluating(model), torch.no_grad(), transparent(model), _Watch(model, usage, inputs):
         run()
     return usage
 
@@ -140,7 +140,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _transparent(model: nn.Module) -> Iterator[None]:
+def transparent(model: nn.Module) -> Iterator[None]:
     """Switch off fused kernels that hide which weight they use."""
     fast = torch.backends.mha.get_fastpath_enabled()
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())

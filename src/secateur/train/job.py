@@ -24,7 +24,8 @@ from secateur.errors import SecateurError
 from secateur.measure import compare_latency, file_bytes, pack
 from secateur.report import render
 from secateur.sparsify import Sparsifier
-from secateur.structure import observe
+from secateur.structure import observe, shrink
+from secateur.structure.reload import description, tensors_of
 from secateur.train.checkpoint import NAME as CHECKPOINT
 from secateur.train.checkpoint import load_checkpoint, save_checkpoint
 from secateur.train.data import Data, ImageDataset, collate, load_data
@@ -201,12 +202,15 @@ class _Run:
         dense, pruned = self.dense.cpu().eval(), self.pruned.network.cpu().eval()
         self.sparsifier.apply()
         masks = {name: mask.cpu() for name, mask in self.sparsifier.masks.items()}
+        last = self.sparsifier.last_result
+        achieved = dict(report.achieved)
+        before = _sizes(dense, {})
+        shrunk, said = self._shrink(pruned)
+        masks = {} if shrunk else masks
         latency = compare_latency(
             {"before": dense, "after": pruned}, (self.example,), seconds=_LATENCY_SECONDS
         )
         macs = observe(dense, lambda: dense(self.example)).macs
-        last = self.sparsifier.last_result
-        achieved = dict(report.achieved)
         return {
             "technique": report.technique,
             "technique_words": self.settings.found_technique.words(),
@@ -224,7 +228,7 @@ class _Run:
             "hardware": hardware(),
             "before": {
                 **self.scores.get("dense", {}),
-                **_sizes(dense, {}),
+                **before,
                 "sparsity": 0.0,
                 "macs": macs,
                 "latency": latency["before"].to_dict(),
@@ -238,12 +242,29 @@ class _Run:
                 "latency": latency["after"].to_dict(),
             },
             "achieved": achieved,
+            "shrunk": shrunk,
             "shortfall": last.shortfall if last else 0.0,
-            "notes": self._notes(report.notes, report.passed_over, last),
+            "notes": [*self._notes(report.notes, report.passed_over, last), *said],
             "history": self.sparsifier.history,
             "curves": self.curves,
             "layers": [_plain(layer) for layer in report.to_dict()["layers"]],
         }
+
+    def _shrink(self, network: nn.Module) -> tuple[bool, list[str]]:
+        """Remove what whole channels have been masked, and say what became of it."""
+        if not self.sparsifier.coupled:
+            return False, []
+        try:
+            result = shrink(network, self.sparsifier, (self.example,))
+        except SecateurError as error:
+            return False, [f"the network was not shrunk: {error}"]
+        before, after = result.before, result.after
+        return True, [
+            f"shrunk: {after.params:,} of {before.params:,} parameters and {after.macs:,} of "
+            f"{before.macs:,} MACs are left; it differs from the masked network by "
+            f"{result.difference:.1g} (relative, in double precision)",
+            *result.notes,
+        ]
 
     def _budget(self) -> dict[str, Any] | None:
         budget = self.sparsifier.budget
@@ -263,10 +284,11 @@ class _Run:
         if last is not None and last.reason:
             said.append(last.reason)
         if last is not None and last.emptied:
+            what = "layers with one channel left" if self.sparsifier.coupled else (
+                "layers without a weight left")  # fmt: skip
             said.append(
-                f"layers without a weight left, behind which the network is blind: "
-                f"{', '.join(last.emptied)}; a context such as global(keep=0.05) keeps a share of "
-                "every layer"
+                f"{what}, behind which the network is almost blind: {', '.join(last.emptied)}; a "
+                "context such as local, or global(keep=0.1), keeps a share of every layer"
             )
         return said + [f"{name} is not pruned: {reason}" for name, reason in passed_over]
 
@@ -326,13 +348,12 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 def _write(folder: Path, run: _Run, metrics: dict[str, Any]) -> None:
     """Write the four files beside their places, then move them there; drop the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: v.detach().contiguous() for name, v in run.pruned.network.state_dict().items()}
-    description = {
-        "format": 1,
+    network = run.pruned.network
+    saved = {
+        **description(network, run.built.build),
         "technique": metrics["technique"],
         "budget": metrics["budget"],
         "achieved": metrics["achieved"],
-        "build": run.built.build,
         "classes": list(run.data.classes),
         "normalise": {"mean": list(run.data.mean), "std": list(run.data.std)},
         "image": {"channels": run.data.channels, "size": list(run.data.size)},
@@ -340,18 +361,13 @@ def _write(folder: Path, run: _Run, metrics: dict[str, Any]) -> None:
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         place = Path(partial)
-        (place / OUTPUTS[0]).write_bytes(save(_unshared(state), {"format": "pt"}))
-        texts = (_json(description), _json(metrics), render(metrics))
+        (place / OUTPUTS[0]).write_bytes(save(tensors_of(network), {"format": "pt"}))
+        texts = (_json(saved), _json(metrics), render(metrics))
         for name, text in zip(OUTPUTS[1:], texts, strict=True):
             (place / name).write_text(text, encoding="utf-8")
         for name in OUTPUTS:
             (place / name).replace(folder / name)
     (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give tied tensors memory of their own, as the file format asks for."""
-    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def _json(value: Any) -> str:

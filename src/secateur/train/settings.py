@@ -13,6 +13,7 @@ from secateur.technique.catalogue import find_technique
 
 DEFAULT_TECHNIQUE = "weight | global | magnitude | one_cycle"
 DEFAULT_SPARSITY = 0.9
+_CURRENCIES = ("sparsity", "params", "macs", "bytes", "latency")
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Settings:
     """What ``secateur compress`` is asked to do; every field has a sensible default.
 
     ``technique`` is a technique's text or a name of the catalogue; at most one of ``sparsity``
-    (share that goes), ``params``, ``macs`` and ``bytes`` (shares that stay) is given. ``weights``
-    is a safetensors file to start from; with it, or ``pretrained``, the network is fine-tuned and
-    compared with what it was; without, with the same network trained dense.
+    (share that goes), ``params``, ``macs``, ``bytes`` and ``latency`` (shares that stay) is
+    given. ``weights`` is a safetensors file to start from; with it, or ``pretrained``, the network
+    is fine-tuned and compared with what it was; without, with the same network trained dense.
     """
 
     model: str = "cnn"
@@ -32,6 +33,7 @@ class Settings:
     params: float | None = None
     macs: float | None = None
     bytes: float | None = None
+    latency: float | None = None
     epochs: int = 10
     batch_size: int = 64
     learning_rate: float | None = None
@@ -63,7 +65,7 @@ class Settings:
         Budget.of(**self._given())
 
     def _given(self) -> dict[str, float | None]:
-        return {name: getattr(self, name) for name in ("sparsity", "params", "macs", "bytes")}
+        return {name: getattr(self, name) for name in _CURRENCIES}
 
     @property
     def found_technique(self) -> Technique:

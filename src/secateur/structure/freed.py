@@ -1,0 +1,111 @@
+"""What masks have freed: the indices of axes that can go without a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from secateur.structure.removal import Removal, positions
+from secateur.structure.terms import Term
+from secateur.structure.trace import Axis, Trace
+
+
+def plan(
+    model: nn.Module, structure: Trace, masks: Mapping[str, Tensor], round_to: int
+) -> tuple[Removal, dict[str, str]]:
+    """Find the indices that can go, and the reasons for the masked ones that cannot."""
+    kept: dict[Term, Tensor] = {}
+    left: dict[str, str] = {}
+    usage = _Usage(structure, dict(model.named_parameters()))
+    for axis in structure.removable:
+        leaf = structure.leaves[axis.name]
+        gone, reason = _removable(usage, axis, leaf, masks)
+        if reason:
+            left[axis.name] = reason
+        most = _round(int(gone.sum()), leaf.size, round_to)
+        if most < int(gone.sum()):
+            places = gone.nonzero().flatten()
+            gone[places[most:]] = False
+            why = "an axis cannot be empty" if round_to == 1 else f"round_to={round_to}"
+            left[axis.name] = f"{len(places) - most} of the masked indices stay: {why}"
+        if bool(gone.any()):
+            kept[leaf] = ~gone
+    return Removal(kept), left | _freed_but_pinned(structure, masks)
+
+
+class _Usage:
+    """Which indices of axes tensors use, each tensor looked through once for each dimension."""
+
+    def __init__(self, structure: Trace, tensors: Mapping[str, Tensor]) -> None:
+        self.structure = structure
+        self.tensors = tensors
+        self.known: dict[tuple[str, int], Tensor] = {}
+
+    def zero(self, name: str, axis: Axis, leaf: Term) -> Tensor:
+        """Return, for every index of an axis, whether all that a tensor holds of it is zero."""
+        zero = torch.ones(leaf.size, dtype=torch.bool)
+        for carrier, dim in axis.carriers:
+            if carrier == name:
+                where = positions(self.structure.held[name][dim], leaf)
+                zero[where[(where >= 0) & self._used(name, dim)]] = False
+        return zero
+
+    def _used(self, name: str, dim: int) -> Tensor:
+        """Return at which positions along a dimension a tensor has an entry other than zero."""
+        key = (name, dim)
+        if key not in self.known:
+            tensor = self.tensors[name].detach()
+            sizes = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor.abs()
+            others = [place for place in range(tensor.dim()) if place != dim]
+            largest = sizes.amax(others) if others else sizes
+            self.known[key] = (largest != 0).cpu()
+        return self.known[key]
+
+
+def _freed_but_pinned(structure: Trace, masks: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the pinned axes of which masks have freed an index somewhere, with the reasons."""
+    usage = _Usage(structure, masks)
+    found = {}
+    for axis in structure.axes:
+        if axis.pinned is None or "extent" in axis.pinned:
+            continue
+        leaf = structure.leaves[axis.name]
+        for name in {name for name, _ in axis.carriers} & set(masks):
+            if bool(usage.zero(name, axis, leaf).any()):
+                found[axis.name] = f"{axis.pinned} ({axis.place})" if axis.place else axis.pinned
+    return found
+
+
+def _round(count: int, size: int, round_to: int) -> int:
+    """Return how many of an axis may go so that what stays is a multiple and not nothing."""
+    stays = max(1, size - count)
+    stays = -(-stays // round_to) * round_to
+    return max(0, size - stays)
+
+
+def _removable(
+    usage: _Usage, axis: Axis, leaf: Term, masks: Mapping[str, Tensor]
+) -> tuple[Tensor, str]:
+    """Return which indices of an axis go unnoticed, as a boolean vector."""
+    parameters, zeros = usage.tensors, usage.structure.zeros
+    names = list(dict.fromkeys(name for name, _ in axis.carriers if name in parameters))
+    zero = torch.stack([usage.zero(name, axis, leaf) for name in names])
+    gone = torch.zeros(leaf.size, dtype=torch.bool)
+    reason = ""
+    patterns, which = torch.unique(zero, dim=1, return_inverse=True)
+    for number in range(patterns.shape[1]):
+        pattern = patterns[:, number]
+        if not bool(pattern.any()):
+            continue
+        zeroed = [name for name, is_zero in zip(names, pattern.tolist(), strict=True) if is_zero]
+        if not any(name in masks for name in zeroed):
+            continue
+        noticed = zeros.noticed(leaf, zeroed)
+        if not noticed or (axis.inexact and bool(pattern.all())):
+            gone |= which == number
+        elif any(len(parameters[name].shape) > 1 for name in zeroed):
+            node, why = noticed[0]
+            reason = f"{why} ({node.meta.get('place', '')})"
+    return gone, reason

@@ -1,0 +1,50 @@
+"""History: what was removed from a model, kept with it as plain values.
+
+It travels with copies of the model, and is what a saved model needs to be built again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from secateur.structure.shrink import ShrinkResult
+    from secateur.structure.trace import Trace
+
+_ATTRIBUTE = "_secateur_history"
+
+
+def note(model: nn.Module, structure: Trace, result: ShrinkResult) -> None:
+    """Add a removal to a model's history."""
+    before = history(model)
+    shapes = before.get("shapes") or {
+        name: [term.size for term in dims]
+        for name, dims in structure.held.items()
+        if name in structure.parameters
+    }
+    attributes = {path: dict(names) for path, names in before.get("attributes", {}).items()}
+    for path, names in result.attributes.items():
+        attributes.setdefault(path, {}).update(names)
+    grafts = {**before.get("grafts", {}), **result.grafts}
+    removals = [*before.get("removals", ()), result.removed]
+    # What a model holds as plain attributes is not among its parameters and buffers.
+    named = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    plain = {name for axis in structure.axes if axis.name in result.removed
+             for name, _ in axis.carriers if name not in named}  # fmt: skip
+    model.__dict__[_ATTRIBUTE] = {
+        "shapes": shapes, "attributes": attributes, "removals": removals, "grafts": grafts,
+        "plain": sorted(plain | set(before.get("plain", ()))),
+    }  # fmt: skip
+
+
+def history(model: nn.Module) -> dict[str, Any]:
+    """Return what was removed from a model so far, empty where nothing was."""
+    found = model.__dict__.get(_ATTRIBUTE, {})
+    return dict(found)
+
+
+def restore(model: nn.Module, noted: dict[str, Any]) -> None:
+    """Give a model the history of another."""
+    model.__dict__[_ATTRIBUTE] = noted
