@@ -319,11 +319,11 @@ class Chosen:
         """Return masks that clear everything that carries an index that goes."""
         made = {}
         for name, parameter in model.named_parameters():
-            if name.endswith(".parametrizations.weight.original1"):
-                # A direction of length zero is no number: weight norm is cleared by its length.
-                continue
             mask = torch.ones(parameter.shape, dtype=torch.bool)
             for dim, lost in self.positions(name).items():
+                if dim == 0 and name.endswith(".parametrizations.weight.original1"):
+                    # A direction of length zero is no number: weight norm is cleared by its length.
+                    continue
                 mask.index_fill_(dim, torch.tensor(lost, dtype=torch.long), False)
             if not bool(mask.all()):
                 made[name] = mask

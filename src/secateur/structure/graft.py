@@ -30,7 +30,7 @@ FORMATS = {str(each): each for each in vars(torch).values()
             if isinstance(each, torch.memory_format)}  # fmt: skip
 _VIEWS = ("view", "reshape", "_unsafe_view")
 """Operators of which one size may be left open."""
-_EVENLY = ("chunk", "split", "unsafe_chunk", "unsafe_split", "tensor_split")
+EVENLY = ("chunk", "split", "unsafe_chunk", "unsafe_split", "tensor_split")
 _PARTED = "aten.split_with_sizes.default"
 
 
@@ -177,7 +177,7 @@ class _Writer:
 
     def _parts(self, node: fx.Node, arguments: Mapping[str, Any]) -> list[int]:
         """Return the sizes of the parts that a tensor is parted into evenly."""
-        if operator_name(node) not in _EVENLY or not isinstance(arguments["self"], fx.Node):
+        if operator_name(node) not in EVENLY or not isinstance(arguments["self"], fx.Node):
             return []
         axis = arguments.get("dim", 0)
         return [self.removal.size(dims[axis]) for dims in self.findings.dims[node]]

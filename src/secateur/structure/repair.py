@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.structure.attributes import Changes, own_changes, own_groups, readings
-from secateur.structure.graft import CannotGraftError, Code, install, make_code
+from secateur.structure.graft import EVENLY, CannotGraftError, Code, install, make_code
 from secateur.structure.infer import infer
 from secateur.structure.record import Recording, record
 from secateur.structure.removal import Removal
-from secateur.structure.rules import Findings, arguments_of
+from secateur.structure.rules import Findings, arguments_of, operator_name
 from secateur.structure.surgery import Undo, set_attributes
 from secateur.structure.terms import Term
 
@@ -197,7 +197,7 @@ def departs(run: Run, actual: Recording, findings: Findings, removal: Removal) -
         if place >= len(found):
             break
         other = found[place]
-        if node.target is not other.target:
+        if node.target is not other.target and not _parts_alike(node, other):
             if run.real:
                 return None
             return Fault(run, node, f"the code calls {other.target} instead", elsewhere=True)
@@ -210,6 +210,11 @@ def departs(run: Run, actual: Recording, findings: Findings, removal: Removal) -
         return None if run.real else Fault(run, expected[-1], "the code goes on differently")
     said = (str(actual.failure.error).strip().splitlines() or ["it ends early"])[0]
     return Fault(run, expected[min(len(found), len(expected) - 1)], said[:200])
+
+
+def _parts_alike(node: fx.Node, other: fx.Node) -> bool:
+    """Whether a graft parts a tensor by sizes where the code parted it evenly."""
+    return operator_name(node) in EVENLY and operator_name(other) == "split_with_sizes"
 
 
 def _shape_differs(run: Run, value: Tensor, dims: Sequence[Term], removal: Removal) -> bool:

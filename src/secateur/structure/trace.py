@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.errors import SecateurError
 from secateur.structure.express import pin_what_code_cannot_express
 from secateur.structure.infer import infer
 from secateur.structure.record import record, record_best
@@ -105,6 +106,8 @@ def trace(model: nn.Module, example_inputs: Any, graft: bool = True, in_code: bo
     >>> [(axis.name, axis.size) for axis in trace(model, torch.zeros(1, 8)).removable]
     [('0', 16)]
     """
+    if not isinstance(model, nn.Module):
+        raise SecateurError(f"the model is a {type(model).__name__}: expected an nn.Module")
     inputs = positional(example_inputs)
     findings = Findings()
     held: dict[str, list[Term]] = {}

@@ -98,6 +98,7 @@ LOSING: dict[str, Function] = {
     "threshold to a number": lambda x: F.threshold(x, 0.3, 5.0),
     "filled with one": lambda x: x.masked_fill(x == 0, 1.0),
     "where a number is not zero": lambda x: torch.where(x > 0, x, 1.0),
+    "where a number is taken": lambda x: torch.where(torch.zeros(1) > 0, x, 1.0),
     "where the other is not zero": lambda x: torch.where(x > 0, x, x.exp()),
     "compared": lambda x: (x >= 0).double(),
     "maximum with a number": lambda x: torch.maximum(x, torch.tensor(1.0)),

@@ -81,6 +81,13 @@ def test_a_channel_is_followed_where_zeros_are_not(name: str) -> None:
           data(2, 4, 5), free=[6])  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ORDERED)
+def test_what_is_placed_may_be_something_else_than_zero(name: str) -> None:
+    function = ORDERED[name]
+    seen = look(lambda toy, x: function(x @ toy.made).sum(-1), weights(made=(5, 6)), data(2, 4, 5))
+    assert seen.inexact == [6]
+
+
 @pytest.mark.parametrize("name", PINNED)
 def test_what_is_looked_along_is_pinned(name: str) -> None:
     function = PINNED[name]

@@ -180,6 +180,11 @@ def test_a_tied_embedding_keeps_its_words_and_loses_channels() -> None:
     assert seen.written("table") == "!9 6"
 
 
+def test_a_channel_of_zeros_in_a_table_is_zero() -> None:
+    words = torch.randint(0, 9, (2, 4))
+    check(lambda toy, x: F.embedding(x, toy.table).sum(-1), weights(table=(9, 6)), words, free=[6])
+
+
 def test_a_table_looked_up_in_bags() -> None:
     words = torch.randint(0, 9, (2, 4))
     seen = check(lambda toy, x: F.embedding_bag(x, toy.table) @ toy.read,
@@ -226,6 +231,9 @@ def test_a_sum_and_a_product_is_zero_where_both_are() -> None:
     plain = weights(made=(5, 6)) | {"shift": data(6)}
     check(lambda toy, x: torch.addmm(toy.shift, x, toy.made).sum(1), plain, data(2, 5), free=[6],
           inexact=[6])  # fmt: skip
+    alike = weights(made=(5, 6), shift=(1,))
+    check(lambda toy, x: torch.addmm(toy.shift, x, toy.made).sum(1), alike, data(2, 5), free=[6],
+          inexact=[6])  # fmt: skip
 
 
 def test_one_axis_both_added_over_and_passed_on_is_no_zero() -> None:
@@ -237,6 +245,20 @@ def test_one_axis_both_added_over_and_passed_on_is_no_zero() -> None:
         return (scores @ h.mT).abs().sum(1)
 
     check(code, weights(made=(5, 6)), data(2, 4, 5), free=[6], inexact=[6])
+
+
+def test_a_weight_that_only_reads_a_channel_does_not_make_it_zero() -> None:
+    """What the data passes on is no zero for the sake of the weight."""
+
+    def pairs(toy: Any, x: Tensor) -> Tensor:
+        h = x @ toy.made
+        return (h[:, :, None] * h[:, None, :]).exp()
+
+    held = weights(made=(5, 6), read=(3, 6))
+    check(lambda toy, x: F.linear(pairs(toy, x), toy.read).sum(1), held, data(2, 5), free=[6],
+          inexact=[6])  # fmt: skip
+    check(lambda toy, x: F.conv1d(pairs(toy, x), toy.read[..., None]).sum(2), held, data(2, 5),
+          free=[6], inexact=[6])  # fmt: skip
 
 
 def attention(toy: Any, x: Tensor, heads: int, scale: float | None = 0.3) -> Tensor:

@@ -109,6 +109,18 @@ def test_cells(gates: int) -> None:
     assert seen.written("across") == ("7 7" if gates == 1 else f"(!{gates} 7) 7")
 
 
+def test_a_channel_without_weights_stays_zero() -> None:
+    cell = nn.LSTM(5, 7).double()
+    held = dict(cell.named_parameters())
+
+    def code(toy: Any, x: Tensor) -> Tensor:
+        start = torch.zeros(1, 2, toy.weight_hh_l0.shape[1], dtype=x.dtype)
+        given = [getattr(toy, name) for name in held]
+        return torch.lstm(x, (start, start), given, True, 1, 0.0, False, False, False)[0].sum(-1)
+
+    check(code, held, data(4, 2, 5), free=[7])
+
+
 def test_a_state_that_is_not_zero_shows() -> None:
     """Half of the first state stays in a channel that has no weights."""
 

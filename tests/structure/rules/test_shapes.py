@@ -110,6 +110,11 @@ def test_parts_of_a_concatenation() -> None:
     assert seen.written("read") == "(3+4+3) !2"
 
 
+def test_one_part_of_zeros_is_not_enough() -> None:
+    check(lambda toy, x: torch.cat([x @ toy.made, (x @ toy.made).exp()]).sum(-1),
+          weights(made=(5, 6)), data(2, 5), free=[6], inexact=[6])  # fmt: skip
+
+
 @pytest.mark.parametrize("way", ["split", "slice", "from the end", "narrow", "unequal"])
 def test_an_axis_is_parted(way: str) -> None:
     def code(toy: Any, x: Tensor) -> Tensor:
