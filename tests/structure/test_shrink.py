@@ -598,10 +598,6 @@ class TestWhatSurvives:
         masks["head.weight"] = masks.pop("table.weight")
         assert shrink(model, masks, words).removed == chosen.gone
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="every attribute of the value of a size is set, whether it is one or not",
-    )
     def test_other_attributes_of_the_same_value(self) -> None:
         """Numbers that happen to equal a width are no widths."""
         model = Counting()

@@ -131,17 +131,17 @@ def made_smaller(
 ) -> Iterator[None]:
     """Give the model tensors of the new shapes for as long as the context runs.
 
-    They have no data, or with ``data`` what the removal leaves of their own.
+    They have no data, or with ``data`` what the removal leaves of their own. Without data, no
+    parameter has any, so that code which computes one from another finds both alike.
     """
     undo = Undo()
     holders = Holders(model)
     try:
         for name, dims in held.items():
-            if all(removal.size(term) == term.size for term in dims):
-                continue
             owner, attribute = _owner(model, name)
             tensor = getattr(owner, attribute)
-            if tuple(tensor.shape) == removal.shape(dims):
+            emptied = isinstance(tensor, nn.Parameter) and not data and not tensor.is_meta
+            if tuple(tensor.shape) == removal.shape(dims) and not emptied:
                 continue
             smaller = (
                 keep(tensor.detach(), dims, removal)

@@ -262,7 +262,7 @@ class _Run:
         return True, [
             f"shrunk: {after.params:,} of {before.params:,} parameters and {after.macs:,} of "
             f"{before.macs:,} MACs are left; it differs from the masked network by "
-            f"{result.difference:.1g} (relative, in double precision)",
+            f"{result.difference:.1g} (relative)",
             *result.notes,
         ]
 
