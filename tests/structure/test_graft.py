@@ -133,6 +133,36 @@ class TestAGraft:
         model.train()
         assert not torch.equal(model(*inputs), model(*inputs))
 
+    def test_dropout_that_never_rests(self, inputs: Any) -> None:
+        """Code that drops in evaluation too goes on doing so."""
+        model, _, _ = shrunk(inputs)
+        loose = copy.deepcopy(model)
+        for step in loose.attention.code["steps"]:
+            if step.get("operator", "").startswith("aten.dropout"):
+                step["args"] = [step["args"][0], 0.5, True]
+        assert torch.equal(model(*inputs), model(*inputs))
+        assert not torch.equal(loose(*inputs), loose(*inputs))
+
+    @pytest.mark.xfail(
+        strict=True, reason="what a module's own code does in training alone is lost"
+    )
+    def test_what_is_done_in_training_alone(self) -> None:
+        """Attention of torch drops weights in training only, and its code says so itself."""
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, HEADS, 16, dropout=0.5, batch_first=True)
+        model = nn.Sequential(layer, nn.Linear(8, 3)).double()
+        for part in model.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        inputs = (torch.randn(2, 5, 8, dtype=torch.float64),)
+        assert not torch.equal(model.train()(*inputs), model(*inputs))
+        structure = trace(model.eval(), inputs)
+        gone = {axis.name: [0] for axis in structure.removable
+                if axis.size == HEADS and ("0.self_attn.in_proj_weight", 0) in axis.carriers}  # fmt: skip
+        assert gone
+        shrink(model, Chosen(structure, gone).masks(model), inputs)
+        assert not torch.equal(model.train()(*inputs), model(*inputs))
+
     def test_hooks_of_the_module_go_on(self, inputs: Any) -> None:
         model = Model().double().eval()
         seen: list[str] = []

@@ -86,6 +86,7 @@ def _check_value(value: Any, known: Collection[str], module: nn.Module | None) -
         "size": lambda: _is_size(held, known),
         "constant": lambda: value.get("dtype") in DTYPES and _is_numbers(held),
         "device": lambda: held == "here",
+        "mode": lambda: held == "here",
         "torch": lambda: isinstance(held, str) and held in DTYPES | LAYOUTS | FORMATS,
     }
     if kind not in tests or not tests[kind]():

@@ -31,6 +31,7 @@ FORMATS = {str(each): each for each in vars(torch).values()
 _VIEWS = ("view", "reshape", "_unsafe_view")
 """Operators of which one size may be left open."""
 EVENLY = ("chunk", "split", "unsafe_chunk", "unsafe_split", "tensor_split")
+_MODE = ("train", "training")
 _PARTED = "aten.split_with_sizes.default"
 
 
@@ -69,8 +70,6 @@ class Graft(nn.Module):
             return self.get_submodule(step["module"])(*args, **kwargs)
         if "item" in step:
             return args[0][step["item"]]
-        if step["operator"] == "aten.dropout.default":
-            return torch.nn.functional.dropout(args[0], args[1], self.training)
         return operator_of(step["operator"])(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -168,6 +167,8 @@ class _Writer:
                 continue
             value = changed.get(argument.name, arguments[argument.name])
             value = self._sized(event, argument.name, value)
+            if argument.name in _MODE and value is False:
+                value = _mode(event)
             if place < len(event.args) and not argument.kwarg_only:
                 args.append(value)
             else:
@@ -290,6 +291,13 @@ class _Writer:
         raise CannotGraftError("it reads a tensor of another module")
 
 
+def _mode(node: fx.Node) -> Any:
+    """Encode the mode of a module, which was recorded in evaluation."""
+    if "batch_norm" in operator_name(node):
+        raise CannotGraftError("its own code has a norm that may or may not learn in training")
+    return {"mode": "here"}
+
+
 def _is_data(term: Term) -> bool:
     return any(leaf.pinned is not None and leaf.pinned.data for leaf in leaves(term))
 
@@ -332,6 +340,8 @@ def _decode(value: Any, module: nn.Module, known: Mapping[str, Any]) -> Any:
         return {key: _decode(each, module, known) for key, each in value["dict"].items()}
     if "constant" in value:
         return torch.tensor(value["constant"], dtype=DTYPES[value["dtype"]], device=_device(known))
+    if "mode" in value:
+        return module.training
     if "device" in value:
         return _device(known)
     return (DTYPES | LAYOUTS | FORMATS)[value["torch"]]

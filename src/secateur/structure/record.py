@@ -9,11 +9,9 @@ its data, it runs on the real inputs. Operators are seen before they are decompo
 from __future__ import annotations
 
 import contextlib
-import copy
 import operator
 import sys
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +24,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import SecateurError
 from secateur.structure.nesting import each_of, flat, plain
-from secateur.structure.usage import evaluating, transparent
+from secateur.structure.usage import evaluating, transparent, unchanged
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _OWN = str(Path(__file__).parent) + "/"
-_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 _SAME_SHAPE = {
@@ -375,30 +372,6 @@ class _Mode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         return self.recorder.call(func, args, dict(kwargs or {}))
-
-
-@contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back the attributes that a pass sets on the modules, and what it stores in containers."""
-    held: list[tuple[Any, Any]] = []
-    for module in model.modules():
-        attributes = vars(module)
-        plainly = (each for each in attributes.values() if type(each) in _CONTAINERS)
-        held += [(each, copy.copy(each)) for each in (attributes, *plainly)]
-    try:
-        yield
-    finally:
-        for container, content in held:
-            if isinstance(container, list):
-                container[:] = content
-            elif list(map(id, _entries(container))) != list(map(id, _entries(content))):
-                container.clear()
-                container.update(content)
-
-
-def _entries(container: Any) -> list[Any]:
-    values = container.values() if isinstance(container, dict) else ()
-    return [*container, *values]
 
 
 def _storage(tensor: Tensor) -> int:

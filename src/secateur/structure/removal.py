@@ -135,7 +135,8 @@ def _split(arguments: Any, dims: Any, source: Any, removal: Removal, _: Any) -> 
 def _slice(arguments: Any, dims: Any, source: Any, removal: Removal, _: Any) -> dict[str, Any]:
     axis = arguments.get("dim", 0) % len(source)
     term = source[axis]
-    if removal.size(term) == find(term).size:
+    stepped = arguments.get("step", 1) != 1
+    if stepped or removal.size(term) == find(term).size:
         return {}
     kept = removal.mask(term)
 

@@ -7,6 +7,8 @@ used: in a module's forward, through ``torch.nn.functional``, or inside an atten
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,9 @@ from torch.utils.flop_counter import flop_registry
 from secateur.structure.weights import PrunableWeight
 
 _MATRIX_AT = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}
+
+
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 @dataclass
@@ -155,3 +160,27 @@ def transparent(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back the attributes that a pass sets on the modules, and what it stores in containers."""
+    held: list[tuple[Any, Any]] = []
+    for module in model.modules():
+        attributes = vars(module)
+        plainly = (each for each in attributes.values() if type(each) in _CONTAINERS)
+        held += [(each, copy.copy(each)) for each in (attributes, *plainly)]
+    try:
+        yield
+    finally:
+        for container, content in held:
+            if isinstance(container, list):
+                container[:] = content
+            elif list(map(id, _entries(container))) != list(map(id, _entries(content))):
+                container.clear()
+                container.update(content)
+
+
+def _entries(container: Any) -> list[Any]:
+    values = container.values() if isinstance(container, dict) else ()
+    return [*container, *values]
