@@ -213,8 +213,16 @@ def count_params(model: nn.Module) -> int:
 def counted(model: nn.Module, inputs: Any) -> tuple[list[Tensor], int]:
     """Return what a model gives and its multiply-accumulates, by torch's own counter."""
     counter = FlopCounterMode(display=False)
-    with plain_kernels(model), counter:
-        found = outputs(model, inputs)
+    # The counter cannot watch a module that is given a parameter that learns.
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        with plain_kernels(model), counter:
+            found = outputs(model, inputs)
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
     return found, int(counter.get_total_flops()) // 2
 
 
@@ -242,7 +250,7 @@ def alignment_unit(model: nn.Module, inputs: Any, axes: Any) -> dict[str, float]
 
 
 def sampled_by_module(model: nn.Module, inputs: Any) -> dict[str, tuple[Any, list[Tensor]]]:
-    """Return shapes and evenly spaced entries of what every module gives, by its path."""
+    """Return shapes and evenly spaced entries of what every layer gives, by its path."""
     seen: dict[str, tuple[Any, list[Tensor]]] = {}
 
     def watch(path: str) -> Any:
@@ -257,7 +265,8 @@ def sampled_by_module(model: nn.Module, inputs: Any) -> dict[str, tuple[Any, lis
 
         return hook
 
-    handles = [part.register_forward_hook(watch(path)) for path, part in model.named_modules()]
+    layers = {path: part for path, part in model.named_modules() if part._parameters}
+    handles = [part.register_forward_hook(watch(path)) for path, part in layers.items()]
     try:
         outputs(model, inputs)
     finally:
@@ -269,7 +278,7 @@ def sampled_by_module(model: nn.Module, inputs: Any) -> dict[str, tuple[Any, lis
 def inner_error(
     expected: Mapping[str, tuple[Any, list[Tensor]]], got: Mapping[str, tuple[Any, list[Tensor]]]
 ) -> float:
-    """Return the largest relative error over the modules whose outputs kept their shapes."""
+    """Return the largest relative error over the layers whose outputs kept their shapes."""
     same = [path for path in expected if path in got and expected[path][0] == got[path][0]]
     return max((relative_error(expected[path][1], got[path][1]) for path in same), default=0.0)
 

@@ -495,10 +495,10 @@ def test_shares_that_are_written_name_any_layer_of_an_axis() -> None:
 @pytest.mark.parametrize(
     ("technique", "more", "words"),
     [
-        (LOCAL, {"round_to": 8}, "round_to= is for whole channels"),
-        (LOCAL, {"inexact": True}, "inexact= is for whole channels"),
+        (LOCAL, {"round_to": 8}, "round_to= is for what can be removed"),
+        (LOCAL, {"inexact": True}, "inexact= is for what can be removed"),
         ("weight | local | magnitude | one_shot",
-         {"round_to": 8, "example_inputs": example("small_cnn")}, "round_to= is for whole"),
+         {"round_to": 8, "example_inputs": example("small_cnn")}, "round_to= is for what can"),
         (LOCAL, {"round_to": 0, "example_inputs": example("small_cnn")}, "round_to=0"),
         (LOCAL, {"round_to": 1.5, "example_inputs": example("small_cnn")}, "round_to=1.5"),
         ("filter | local | magnitude | constant(mask=regrown(by=gradient))",

@@ -34,6 +34,15 @@ class Rigid(nn.Module):
             "slope", torch.linspace(1, 2, HEADS).view(HEADS, 1, 1), persistent=False
         )
 
+    NUMBER = 7
+
+    def count(self) -> int:
+        return HEADS
+
+    @property
+    def doubled(self) -> int:
+        return 2 * self.count()
+
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
@@ -137,32 +146,70 @@ class TestAGraft:
         """Code that drops in evaluation too goes on doing so."""
         model, _, _ = shrunk(inputs)
         loose = copy.deepcopy(model)
-        for step in loose.attention.code["steps"]:
+        for step in loose.attention.grafted_code["steps"]:
             if step.get("operator", "").startswith("aten.dropout"):
                 step["args"] = [step["args"][0], 0.5, True]
         assert torch.equal(model(*inputs), model(*inputs))
         assert not torch.equal(loose(*inputs), loose(*inputs))
 
-    @pytest.mark.xfail(
-        strict=True, reason="what a module's own code does in training alone is lost"
-    )
-    def test_what_is_done_in_training_alone(self) -> None:
-        """Attention of torch drops weights in training only, and its code says so itself."""
+    @staticmethod
+    def of_torch() -> tuple[nn.Module, Any]:
+        """Return an encoder layer of torch, which drops weights of attention in training."""
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(8, HEADS, 16, dropout=0.5, batch_first=True)
         model = nn.Sequential(layer, nn.Linear(8, 3)).double()
         for part in model.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
-        inputs = (torch.randn(2, 5, 8, dtype=torch.float64),)
+        return model, (torch.randn(2, 5, 8, dtype=torch.float64),)
+
+    @staticmethod
+    def first_head(model: nn.Module, inputs: Any) -> Chosen:
+        structure = trace(model, inputs)
+        weight = ("0.self_attn.in_proj_weight", 0)
+        return Chosen(structure, {axis.name: [0] for axis in structure.removable
+                                  if axis.size == HEADS and weight in axis.carriers})  # fmt: skip
+
+    def test_a_layer_that_reaches_into_its_children(self) -> None:
+        """Torch's own encoder layer reads the weights of its attention where it can."""
+        model, inputs = self.of_torch()
+        chosen = self.first_head(model.eval(), inputs)
+        masks = chosen.masks(model)
+        masked = copy.deepcopy(model)
+        for name, mask in masks.items():
+            masked.get_parameter(name).data *= mask
+        result = shrink(model, masks, inputs)
+        assert set(result.grafts) == {"0.self_attn"}
+        more = (torch.randn(3, 7, 8, dtype=torch.float64),)
+        for context in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+            with context():
+                for each in (inputs, more):
+                    assert torch.allclose(model(*each), masked(*each), atol=1e-9)
+
+    @pytest.mark.xfail(strict=True, reason="what its own code does in training alone is lost")
+    def test_what_is_done_in_training_alone(self) -> None:
+        model, inputs = self.of_torch()
         assert not torch.equal(model.train()(*inputs), model(*inputs))
-        structure = trace(model.eval(), inputs)
-        made = ("0.self_attn.in_proj_weight", 0)
-        heads = [axis for axis in structure.removable if axis.size == HEADS]
-        gone = {axis.name: [0] for axis in heads if made in axis.carriers}
-        assert gone
-        shrink(model, Chosen(structure, gone).masks(model), inputs)
+        shrink(model.eval(), self.first_head(model, inputs).masks(model), inputs)
         assert not torch.equal(model.train()(*inputs), model(*inputs))
+
+    def test_other_methods_and_constants_of_its_class(self, inputs: Any) -> None:
+        model, _, _ = shrunk(inputs)
+        assert model.attention.count() == HEADS
+        assert model.attention.NUMBER == 7
+        assert model.attention.doubled == 2 * HEADS
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = model.attention.nothing
+
+    def test_attributes_of_any_name(self, inputs: Any) -> None:
+        """Names that a graft could use for itself are the user's."""
+        model = Model().double().eval()
+        names = ("code", "kind", "replaces", "steps", "inputs", "original")
+        for name in names:
+            setattr(model.attention, name, name)
+        shrink(model, heads(model, inputs).masks(model), inputs)
+        assert isinstance(model.attention, Graft)
+        assert all(getattr(model.attention, name) == name for name in names)
 
     def test_hooks_of_the_module_go_on(self, inputs: Any) -> None:
         model = Model().double().eval()

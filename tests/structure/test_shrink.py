@@ -372,7 +372,7 @@ class TestRollback:
         masks = chosen.masks(model)
         before = everything(model, optimizer)
 
-        def fail(*args: Any) -> Any:
+        def fail(*args: Any, **options: Any) -> Any:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(verify, failing, fail)

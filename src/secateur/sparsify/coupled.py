@@ -130,7 +130,8 @@ class CoupledEngine(Engine):
             able = own
             if self.technique.schedule.mask.kind != "reselected":
                 able = own.masked_fill(gone, -torch.inf)
-            own[_best(able)] = torch.inf
+            if group.least:
+                own[_best(able)] = torch.inf
             growth = growths[place] if growths else None
             entries.append(
                 Entry(group.weight, group.units, self.prices[place], own, gone, 0.0,
@@ -292,6 +293,8 @@ class CoupledEngine(Engine):
         """Say why a claim could not be met."""
         context, round_to = self.technique.context, self.setup.round_to
         causes = ["one channel stays of every axis"]
+        if not all(group.least for group in self.groups):
+            causes = ["whole branches are coarse"]
         if context.keep:
             causes = [f"every axis keeps {context.keep:g} of its channels"]
         if round_to > 1:

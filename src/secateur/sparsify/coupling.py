@@ -38,7 +38,8 @@ class Group:
     """An axis to prune: the weights that score it, and the parameters that carry it.
 
     ``made`` are those of the ``carriers`` that make its channels (for ``shared_kernel``, that read
-    them); norms, biases, depthwise kernels and what is on the other side are not among them.
+    them); norms, biases, depthwise kernels and what is on the other side are not among them. At
+    least ``least`` of its indices stay.
     """
 
     axis: Axis
@@ -47,6 +48,7 @@ class Group:
     carriers: tuple[Carrier, ...]
     made: tuple[Carrier, ...]
     units: Units
+    least: int = 1
 
     @property
     def weight(self) -> PrunableWeight:
@@ -89,13 +91,13 @@ class Group:
 
 
 def couples(granularity: Granularity) -> bool:
-    """Whether the units of a granularity are indices of axes: filters, shared kernels, heads.
+    """Whether a granularity's units can be removed: filters, shared kernels, heads, whole layers.
 
     >>> couples(Granularity.parse("filter")), couples(Granularity.parse("weight"))
     (True, False)
     """
     plain = granularity.kept is None and not granularity.tiles
-    return plain and granularity.named in (frozenset("o"), frozenset("i"))
+    return plain and granularity.named in (frozenset("o"), frozenset("i"), frozenset())
 
 
 def find_groups(
@@ -271,8 +273,11 @@ class Measure:
 
     def most(self, groups: Sequence[Group], currency: str, left: int = 1) -> float:
         """Return the largest share that can go, with so many indices left of every axis."""
-        kept = {group.leaf: torch.arange(group.axis.size) < fewest(group.axis.size, left)
-                for group in groups}  # fmt: skip
+        kept = {
+            group.leaf: torch.arange(group.axis.size)
+            < (fewest(group.axis.size, left) if group.least else 0)
+            for group in groups
+        }
         return self.removed(currency, kept)
 
 

@@ -67,6 +67,9 @@ def _coupled_words(place: int, setup: Setup) -> str:
         member = next((each for each in group.members if each.place == place), None)
         if member is None:
             continue
+        if not group.least:
+            said.append(f"goes with the branch of {group.axis.name}")
+            continue
         share = weight.numel * int((member.index >= 0).sum()) // len(member.index)
         units = f"{group.axis.size} units of {share // group.axis.size} weights each"
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name, _, _ in group.carriers)

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from secateur.errors import SecateurError
 from secateur.sparsify.allocation import ends_of
+from secateur.sparsify.branches import BranchMeasure, branch_groups, refuse_too_much
 from secateur.sparsify.budget import Budget, Ledger
 from secateur.sparsify.capabilities import lacks
 from secateur.sparsify.coupling import (
@@ -23,6 +24,7 @@ from secateur.sparsify.coupling import (
 from secateur.sparsify.initial import resettable
 from secateur.sparsify.units import Units, check_blocks
 from secateur.structure import (
+    Branch,
     Flow,
     PrunableWeight,
     choose_weights,
@@ -32,6 +34,7 @@ from secateur.structure import (
     trace_flow,
 )
 from secateur.structure.flow import Carrier, Reach
+from secateur.structure.terms import Term
 from secateur.structure.usage import Usage
 from secateur.structure.weights import FoundWeights
 from secateur.technique import Technique
@@ -116,12 +119,13 @@ def prepare(
     for name, given in (("inexact", inexact), ("round_to", round_to != 1)):
         if given:
             raise SecateurError(
-                f"{name}= is for whole channels (filter, shared_kernel, head) with example_inputs="
+                f"{name}= is for what can be removed (filter, shared_kernel, head, layer) with "
+                "example_inputs="
             )
     passed_over = list(found.skipped)
     notes: list[str] = []
     flow = Flow()
-    if technique.granularity.whole_outputs or "norm_scale" in technique.criteria.needs:
+    if technique.granularity.whole_outputs or _looks_at_norms(technique):
         flow = trace_flow(model, example_inputs)
         if flow.problem and include is None:
             raise SecateurError(
@@ -135,7 +139,7 @@ def prepare(
     _check_trainable(technique, model, chosen)
     for weight in chosen:
         check_blocks(weight, technique.granularity)
-    carries = technique.granularity.whole_outputs or "norm_scale" in technique.criteria.needs
+    carries = technique.granularity.whole_outputs or _looks_at_norms(technique)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     prunables = tuple(
         Prunable(
@@ -176,9 +180,13 @@ def _prepare_coupled(
     structure = trace(model, example_inputs)
     weights = tuple(w for w in found.weights if w.parameter in structure.held)
     excluded = set(weights) - set(chosen)
-    groups, passed = find_groups(
-        structure, weights, technique.granularity, set(chosen), excluded, inexact
-    )
+    branches: dict[Term, Branch] = {}
+    if technique.granularity.named:
+        groups, passed = find_groups(
+            structure, weights, technique.granularity, set(chosen), excluded, inexact
+        )
+    else:
+        groups, branches, passed = branch_groups(structure, weights, set(chosen), excluded)
     if not groups:
         raise SecateurError(_nothing_to_prune(model, technique, passed))
     used = {member.place for group in groups for member in group.members}
@@ -188,9 +196,11 @@ def _prepare_coupled(
             replace(member, place=kept[member.place]) for member in group.members))
         for group in groups
     )  # fmt: skip
-    flow = trace_flow(model, example_inputs) if "norm_scale" in technique.criteria.needs else Flow()
+    flow = trace_flow(model, example_inputs) if _looks_at_norms(technique) else Flow()
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    units = Granularity.parse("shared_kernel" if technique.granularity.named == {"i"} else "filter")
+    units = technique.granularity
+    if units.named:
+        units = Granularity.parse("shared_kernel" if units.named == {"i"} else "filter")
     prunables = tuple(
         Prunable(weights[place], Units.of(weights[place], units),
                  _own_reach(weights[place], flow, chosen, sizes))
@@ -198,8 +208,13 @@ def _prepare_coupled(
     )  # fmt: skip
     _check_trainable(technique, model, tuple(prunable.weight for prunable in prunables))
     _check_norms(technique, prunables)
-    measure = Measure.of(model, structure, (prunable.weight.parameter for prunable in prunables))
-    if budget is not None and budget.currency != "latency":
+    names = [prunable.weight.parameter for prunable in prunables]
+    measure = Measure.of(model, structure, names)
+    if branches:
+        measure = BranchMeasure(**vars(measure), branches=branches)
+        if budget is not None and budget.currency != "latency":
+            refuse_too_much(measure, groups, budget)
+    elif budget is not None and budget.currency != "latency":
         refuse_emptying(measure, groups, budget, round_to)
     notes = [f"{name} is counted nowhere: it has no rule" for name in structure.unknown]
     return Setup(
@@ -212,6 +227,8 @@ def _check_coupled(technique: Technique, round_to: int) -> None:
     """Refuse what has no meaning for whole channels."""
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise SecateurError(f"round_to={round_to!r}: expected a whole number of at least 1")
+    if round_to > 1 and not technique.granularity.named:
+        raise SecateurError(f"round_to={round_to} has no meaning for whole layers: leave it out")
     dynamics = technique.schedule.mask
     if dynamics.kind == "regrown" and dynamics.by == "gradient":
         raise SecateurError(
@@ -225,11 +242,13 @@ def _nothing_to_prune(
 ) -> str:
     """Say why no axis is left; what the user can change comes first."""
     what = "head" if technique.granularity.head else "channel"
+    if not technique.granularity.named:
+        what = "residual branch"
     allowed = [each for each in passed if "inexact=True" in each[1] or "left out" in each[1]]
     rest = [each for each in passed if each not in allowed]
     said = "; ".join(f"{name}: {reason}" for name, reason in (allowed + rest)[:3])
     none = "no attention was found" if technique.granularity.head else (
-        "no axis belongs to the chosen layers")  # fmt: skip
+        "nothing belongs to the chosen layers")  # fmt: skip
     return f"{type(model).__name__} has no {what} to remove: {said or none}"
 
 
@@ -334,6 +353,10 @@ def _own_reach(
         and carrier.offset + start + weight.outputs <= sizes.get(carrier.parameter, 0)
     )
     return replace(reach, carriers=own)
+
+
+def _looks_at_norms(technique: Technique) -> bool:
+    return "norm_scale" in technique.criteria.needs or technique.objective.name == "l1_scale"
 
 
 def _check_norms(technique: Technique, prunables: tuple[Prunable, ...]) -> None:

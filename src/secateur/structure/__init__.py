@@ -1,5 +1,6 @@
 """What is known of a network's build: its weights, how they are used, where their outputs flow."""
 
+from secateur.structure.depth import Branch, find_branches
 from secateur.structure.flow import Flow, trace_flow
 from secateur.structure.heads import head_axes
 from secateur.structure.inspection import Inspection, inspect_model
@@ -13,6 +14,7 @@ from secateur.structure.weights import PrunableWeight, choose_weights, find_weig
 
 __all__ = [
     "Axis",
+    "Branch",
     "Flow",
     "Inspection",
     "PrunableWeight",
@@ -21,6 +23,7 @@ __all__ = [
     "Trace",
     "Usage",
     "choose_weights",
+    "find_branches",
     "find_weights",
     "head_axes",
     "inspect_model",

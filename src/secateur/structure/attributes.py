@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -26,9 +26,6 @@ Changes = dict[tuple[str, str], Any]
 _NO_SIZES = ("training", "kernel_size", "stride", "padding", "dilation", "output_padding",
              "_reversed_padding_repeated_twice", "num_layers")  # fmt: skip
 """Attributes of torch's own layers that count something else than entries."""
-
-MOST_READINGS = 128
-"""How many ways to read one module's attributes are tried at most."""
 
 
 def own_changes(
@@ -90,31 +87,21 @@ def _within(term: Term, removal: Removal) -> Iterator[tuple[int, int]]:
 
 def readings(
     module: nn.Module, path: str, sizes: Mapping[int, set[int]], groups: int | None
-) -> Iterator[Changes]:
-    """Give ways to set a module's attributes after a removal, those with few changes first.
+) -> tuple[Changes, dict[str, list[Any]]]:
+    """Return what a module's attributes must be after a removal, and what others may become.
 
     ``groups`` is the number of groups that a grouped convolution or norm must have.
     """
     fixed = _standard(module, path, groups)
     if fixed and type(module).__module__.startswith("torch.nn."):
-        yield fixed
-        return
+        return fixed, {}
     options: dict[str, list[Any]] = {}
     for name, value in vars(module).items():
         if (path, name) not in fixed and name not in _NO_SIZES:
             made = [each for each in _made_of(value, sizes) if each != value]
             if made:
                 options[name] = made
-    # Few changes first: a number that happens to equal a width is none, and stays.
-    for changes in itertools.islice(_choices(options), MOST_READINGS):
-        yield {**fixed, **{(path, name): value for name, value in changes.items()}}
-
-
-def _choices(options: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    for count in range(len(options) + 1):
-        for names in itertools.combinations(options, count):
-            for values in itertools.product(*(options[name] for name in names)):
-                yield dict(zip(names, values, strict=True))
+    return fixed, options
 
 
 def _made_of(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:

@@ -56,7 +56,9 @@ def _check_call(step: Step, module: nn.Module | None) -> None:
             raise SecateurError(f"a saved graft calls {name[:80]!r}, which torch does not have")
     elif "module" in step:
         path = step["module"]
-        names = dict(module.named_modules()) if module is not None else {path: None}
+        names = {path: None}
+        if module is not None:
+            names = dict.fromkeys(name for name, _ in module.named_modules(remove_duplicate=False))
         if not isinstance(path, str) or not path or path not in names:
             raise SecateurError(
                 f"a saved graft calls a child {str(path)[:80]!r}, which is not there"

@@ -204,6 +204,9 @@ def _blame(outcome: _Outcome, fault: Fault, blamable: set[Term]) -> bool:
     findings, removal, pinned = outcome.findings, outcome.removal, False
     for node in _twins(fault.run.recording, fault.node):
         suspects = _changed((node, *node.all_input_nodes), findings, removal) & blamable
+        # Of a wrong size only what makes up that size is to blame, if it may be blamed at all.
+        own = {leaf for place in fault.dims for leaf in leaves(findings.dims[node][place])}
+        suspects = (suspects & own) or suspects
         chosen = _innermost(node, findings, suspects)
         if chosen is not None:
             chosen.pinned = _pin_at(fault, node)

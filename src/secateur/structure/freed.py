@@ -57,11 +57,24 @@ class _Usage:
         key = (name, dim)
         if key not in self.known:
             tensor = self.tensors[name].detach()
-            sizes = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor.abs()
-            others = [place for place in range(tensor.dim()) if place != dim]
-            largest = sizes.amax(others) if others else sizes
+            known = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+            largest = _largest(known, dim)
             self.known[key] = (largest != 0).cpu()
         return self.known[key]
+
+
+def _largest(tensor: Tensor, dim: int) -> Tensor:
+    """Return along a dimension the largest absolute value over all others, in single passes."""
+    if tensor.dim() <= 1:
+        return tensor
+    if dim == 0:
+        tensor, along = tensor.flatten(1), 1
+    else:
+        along = 0
+    largest = tensor.amax(along)
+    if tensor.dtype != torch.uint8:
+        largest = largest.maximum(-tensor.amin(along))
+    return largest if dim == 0 else _largest(largest, dim - 1)
 
 
 def _freed_but_pinned(structure: Trace, masks: Mapping[str, Tensor]) -> dict[str, str]:

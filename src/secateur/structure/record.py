@@ -23,20 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import SecateurError
+from secateur.structure.dataless import Dataless
 from secateur.structure.nesting import each_of, flat, plain
 from secateur.structure.usage import evaluating, transparent, unchanged
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _OWN = str(Path(__file__).parent) + "/"
-
-
-_SAME_SHAPE = {
-    torch.ops.aten.batch_norm.default,
-    torch.ops.aten.instance_norm.default,
-    torch.ops.aten.layer_norm.default,
-    torch.ops.aten.group_norm.default,
-}
-"""Operators that give what they are given, in shape and type."""
 
 
 @dataclass
@@ -58,7 +50,8 @@ class Recording:
     """A graph of operators; every node knows its call, its place and its shapes in ``meta``.
 
     ``failure`` says where and why the pass ended early, None where it ran to its end. ``real`` says
-    that it ran on data, of which the code may have read anything.
+    that it ran on data, of which the code may have read anything. ``shared`` lists all paths of the
+    modules that have several, by the first.
     """
 
     graph: fx.Graph
@@ -68,6 +61,7 @@ class Recording:
     failure: Failure | None = None
     doubled: bool = False
     real: bool = False
+    shared: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def steps(self) -> list[fx.Node]:
@@ -172,11 +166,16 @@ class _Recorder:
         self.recording = Recording(fx.Graph(), [], real=real)
         self.nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.twins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.dataless = Dataless()
         self.kept: list[Tensor] = []
         self.sharing: dict[int, list[tuple[weakref.ref[Tensor], fx.Node]]] = {}
         self.failed: tuple[BaseException, int] | None = None
         self.stack: list[int] = []
         self.paths = {id(module): path for path, module in model.named_modules()}
+        for path, module in model.named_modules(remove_duplicate=False):
+            first = self.paths[id(module)]
+            if path != first:
+                self.recording.shared.setdefault(first, []).append(path)
         self.named = _names(model)
         self.lifted: dict[str, fx.Node] = {}
         self.parameters = {id(parameter) for parameter in model.parameters()}
@@ -305,10 +304,7 @@ class _Recorder:
             written = func._schema.is_mutable and any(id(each) in self.named for each in tensors)
             if written or any(each.is_meta or id(each) in self.parameters for each in tensors):
                 args, kwargs = each_of(self.twin, (args, kwargs))
-                if func in _SAME_SHAPE:
-                    # Without data, a norm is worked out in Python, at a hundred times the cost.
-                    return torch.empty_like(args[0])
-                return func(*args, **kwargs)
+                return self.dataless.run(func, args, kwargs)
             if any(_is_meta_device(each) for each in given):
                 place = tensors[0].device if tensors else torch.device("cpu")
                 args, kwargs = each_of(

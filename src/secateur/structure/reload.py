@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.structure.codecheck import check_code
+from secateur.structure.depth import delete_named
 from secateur.structure.graft import install
-from secateur.structure.history import history, restore
+from secateur.structure.history import history, inside, restore
 from secateur.structure.surgery import Holders, Undo, set_attributes, set_data
 
 FORMAT = 1
@@ -59,6 +60,7 @@ def description(model: nn.Module, build: Mapping[str, Any] | None = None) -> dic
         "removals": noted.get("removals", []),
         "grafts": noted.get("grafts", {}),
         "plain": noted.get("plain", []),
+        "dropped": noted.get("dropped", []),
     }  # fmt: skip
 
 
@@ -115,6 +117,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     ),
     "grafts": lambda value: _is_table(value, lambda code: isinstance(code, dict)),
     "plain": lambda value: isinstance(value, list) and all(isinstance(e, str) for e in value),
+    "dropped": lambda value: isinstance(value, list) and all(isinstance(e, str) for e in value),
 }
 """What the parts of a description must be."""
 
@@ -135,7 +138,8 @@ def load(folder: str | Path, build: Callable[[], nn.Module] | nn.Module) -> nn.M
         if not path or path not in modules:
             raise SecateurError(f"the model that was built has no module '{path}'")
         check_code(code, modules[path])
-    targets = _targets(model, saved["plain"])
+    _check_dropped(model, saved["dropped"])
+    targets = _targets(model, saved["plain"], saved["dropped"])
     tensors = _read_tensors(Path(folder) / WEIGHTS, targets, saved)
     # From here on nothing can fail, so that a model that does not fit is left as it was.
     undo, holders = Undo(), Holders(model)
@@ -151,8 +155,11 @@ def load(folder: str | Path, build: Callable[[], nn.Module] | nn.Module) -> nn.M
             holders.replace(target, tensor, undo)
     for path, code in saved["grafts"].items():
         install(model, path, code)
+    for name in saved["dropped"]:
+        delete_named(model, name)
     if saved["removals"]:
-        kept = {key: saved.get(key) for key in ("shapes", "removals", "build", "grafts", "plain")}
+        keys = ("shapes", "removals", "build", "grafts", "plain", "dropped")
+        kept = {key: saved.get(key) for key in keys}
         restore(model, {**kept, "attributes": attributes})
     return model
 
@@ -204,9 +211,21 @@ def _alike(one: Any, other: Any) -> bool:
     return type(one) is int and isinstance(other, int)
 
 
-def _targets(model: nn.Module, plain: Iterable[str]) -> dict[str, Tensor]:
+def _check_dropped(model: nn.Module, dropped: Iterable[str]) -> None:
+    """Refuse names of which nothing can be dropped, so that nothing fails half-way."""
+    names = {path for path, _ in model.named_modules() if path}
+    names |= {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    seen: list[str] = []
+    for name in dropped:
+        if name not in names or inside(name, seen):
+            raise SecateurError(f"the model that was built has no '{name}' to drop")
+        seen.append(name)
+
+
+def _targets(model: nn.Module, plain: Iterable[str], dropped: Collection[str]) -> dict[str, Tensor]:
     try:
-        found = _tensors(model, plain)
+        found = {name: each for name, each in _tensors(model, plain).items()
+                 if not inside(name, dropped)}  # fmt: skip
     except AttributeError as error:
         raise SecateurError(f"the model that was built lacks a tensor: {error}") from error
     wrong = next((name for name, each in found.items() if not isinstance(each, Tensor)), None)
@@ -228,7 +247,7 @@ def _read_tensors(
                 raise SecateurError(f"'{path}' and the model differ in '{missing[0]}'")
             for name, target in targets.items():
                 shape = file.get_slice(name).get_shape()
-                if not _fits(shape, list(target.shape), bool(saved["removals"])):
+                if not _fits(shape, target, bool(saved["removals"])):
                     raise SecateurError(
                         f"'{name}' in '{path}' has the shape {shape}, and {list(target.shape)} in "
                         "the model that was built: build the same architecture"
@@ -241,7 +260,11 @@ def _read_tensors(
     return found
 
 
-def _fits(shape: list[int], original: list[int], removed: bool) -> bool:
+def _fits(shape: list[int], target: Tensor, removed: bool) -> bool:
+    original = list(target.shape)
+    if not isinstance(target, nn.Parameter):
+        # What the code works out for its inputs, such as a table of positions, may have grown.
+        return len(shape) == len(original)
     if not removed:
         return shape == original
     return len(shape) == len(original) and all(

@@ -191,8 +191,9 @@ def _repeat(arguments: Any, dims: Any, source: Any, removal: Removal, _: Any) ->
     name = "repeats" if "repeats" in arguments else "dims"
     written = list(arguments[name])
     own = [1] * (len(dims) - len(source)) + [removal.size(term) for term in source]
+    last = -len(written) or None  # tile may name fewer dimensions than there are
     return {name: [removal.size(term) // max(1, size) if old != 1 else 1
-                   for old, term, size in zip(written, dims, own, strict=True)]}  # fmt: skip
+                   for old, term, size in zip(written, dims[last:], own[last:], strict=True)]}  # fmt: skip  # noqa: E501
 
 
 def _repeat_each(

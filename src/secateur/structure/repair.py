@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.structure.attributes import Changes, own_changes, own_groups, readings
-from secateur.structure.graft import EVENLY, CannotGraftError, Code, install, make_code
+from secateur.structure.attributes import Changes, own_changes, own_groups
+from secateur.structure.graft import Code, install
 from secateur.structure.infer import infer
+from secateur.structure.readings import Progress, Readings
 from secateur.structure.record import Recording, record
 from secateur.structure.removal import Removal
 from secateur.structure.rules import Findings, arguments_of, operator_name
 from secateur.structure.surgery import Undo, set_attributes
 from secateur.structure.terms import Term
+from secateur.structure.writer import EVENLY, CannotGraftError, make_code
 
 _MOST_ATTEMPTS = 200
 
@@ -57,21 +59,15 @@ def again_with_data(
 class Fault:
     """The operator at which the code departs from what a removal needs, and what went wrong.
 
-    ``elsewhere`` says that the code took another way, so that the cause may lie before.
+    ``elsewhere`` says that the code took another way, so that the cause may lie before; ``dims``
+    are the dimensions that have another size than they should, where that is what went wrong.
     """
 
     run: Run
     node: fx.Node
     reason: str
     elsewhere: bool = False
-
-
-@dataclass
-class _Choice:
-    """The ways to read the attributes of the modules of one class, and the one in use."""
-
-    ways: list[Changes]
-    place: int = 0
+    dims: tuple[int, ...] = ()
 
 
 @dataclass
@@ -96,23 +92,22 @@ def repair(
     With ``graft``, a module that no reading fits gets its recorded operators for code. What was set
     is noted in ``undo``; on a fault everything set here is put back.
     """
-    choices = _choices(model, runs, findings, removal)
+    choices = _readings(model, runs, findings, removal)
     grafts: dict[str, Code] = {}
     fault: Fault | None = None
     for _ in range(_MOST_ATTEMPTS):
-        wanted = {key: value for path, each in choices.items() if path not in grafts
-                  for key, value in each.ways[each.place].items()}  # fmt: skip
+        wanted = choices.changes(grafts)
         own = Undo()
         set_attributes(model, wanted, own)
         for path, code in grafts.items():
-            _install(model, path, code, own)
+            install(model, path, code, own)
         faults = (departs(run, run.again(model), findings, removal) for run in runs)
-        fault = next((found for found in faults if found is not None), None)
+        number, fault = next(((n, found) for n, found in enumerate(faults) if found), (0, None))
         if fault is None:
             undo.steps += own.steps
             return Repairs(wanted, None, grafts)
         own.run()
-        if not _advance(fault, choices, model):
+        if not choices.advance(_around(fault), _progress(number, fault)):
             new = _grafts_for(fault, findings, removal, grafts) if graft else {}
             if not new:
                 break
@@ -120,10 +115,19 @@ def repair(
     return Repairs({}, fault)
 
 
-def _install(model: nn.Module, path: str, code: Code, undo: Undo) -> None:
-    parent, _, name = path.rpartition(".")
-    before = install(model, path, code)
-    undo.add(lambda: model.get_submodule(parent)._modules.update({name: before}))
+def _progress(number: int, fault: Fault) -> Progress:
+    """Return how far the code has come, as something that can be compared."""
+    return number, fault.run.recording.steps.index(fault.node)
+
+
+def _around(fault: Fault) -> list[str]:
+    """Return the module whose code is at fault and those around it, the innermost first."""
+    calls, call = fault.run.recording.calls, fault.node.meta.get("call")
+    found = []
+    while call is not None:
+        found.append(calls[call].path)
+        call = calls[call].parent
+    return found
 
 
 def _grafts_for(
@@ -147,9 +151,9 @@ def _grafts_for(
     return found
 
 
-def _choices(
+def _readings(
     model: nn.Module, runs: Sequence[Run], findings: Findings, removal: Removal
-) -> dict[str, _Choice]:
+) -> Readings:
     sizes: dict[str, dict[int, set[int]]] = {}
     groups: dict[str, int] = {}
     for run in runs:
@@ -157,33 +161,7 @@ def _choices(
         for path, found in own_changes(run.recording, findings, removal).items():
             for old, news in found.items():
                 sizes.setdefault(path, {}).setdefault(old, set()).update(news)
-    choices = {}
-    for path, module in model.named_modules():
-        if path in sizes:
-            choices[path] = _Choice(list(readings(module, path, sizes[path], groups.get(path))))
-    return choices
-
-
-def _advance(fault: Fault, choices: dict[str, _Choice], model: nn.Module) -> bool:
-    """Turn to the next reading of the module at fault, else of those around it.
-
-    Modules of one class turn together: what one block needs, its twins need too.
-    """
-    recording = fault.run.recording
-    call = fault.node.meta.get("call")
-    while call is not None:
-        path = recording.calls[call].path
-        choice = choices.get(path)
-        if choice is not None and choice.place + 1 < len(choice.ways):
-            kind, count = type(model.get_submodule(path)), len(choice.ways)
-            place = choice.place + 1
-            for other, each in choices.items():
-                twin = type(model.get_submodule(other)) is kind and len(each.ways) == count
-                if twin and each.place == place - 1:
-                    each.place = place
-            return True
-        call = recording.calls[call].parent
-    return False
+    return Readings(model, sizes, groups)
 
 
 def departs(run: Run, actual: Recording, findings: Findings, removal: Removal) -> Fault | None:
@@ -203,7 +181,7 @@ def departs(run: Run, actual: Recording, findings: Findings, removal: Removal) -
             return Fault(run, node, f"the code calls {other.target} instead", elsewhere=True)
         problem = _differs(run, node, other, findings, removal)
         if problem:
-            return Fault(run, node, problem)
+            return Fault(run, node, problem, dims=_other_dims(node, other, findings, removal))
     if actual.failure is None and len(found) == len(expected):
         return None
     if actual.failure is None:
@@ -223,6 +201,17 @@ def _shape_differs(run: Run, value: Tensor, dims: Sequence[Term], removal: Remov
         return tuple(value.shape) != wanted
     changed = [place for place, term in enumerate(dims) if wanted[place] != term.size]
     return value.dim() != len(dims) or any(value.shape[each] != wanted[each] for each in changed)
+
+
+def _other_dims(
+    node: fx.Node, other: fx.Node, findings: Findings, removal: Removal
+) -> tuple[int, ...]:
+    """Return the dimensions in which an operator's result has another size than it should."""
+    value, dims = other.meta["val"], findings.dims[node]
+    if not isinstance(value, Tensor) or value.dim() != len(dims):
+        return ()
+    wanted = removal.shape(dims)
+    return tuple(place for place, size in enumerate(value.shape) if size != wanted[place])
 
 
 def _differs(

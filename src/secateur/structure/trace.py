@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from secateur.errors import SecateurError
 from secateur.structure.express import pin_what_code_cannot_express
 from secateur.structure.infer import infer
 from secateur.structure.record import record, record_best
 from secateur.structure.removal import Removal
-from secateur.structure.repair import Run
+from secateur.structure.repair import Run, again_with_data
 from secateur.structure.rules import Findings
-from secateur.structure.terms import Pin, Term, leaves
+from secateur.structure.terms import Pin, Term, find, leaves
 from secateur.structure.zeros import Zeros
 
 
@@ -88,9 +88,9 @@ class Trace:
         """Return the parameters that a removal leaves."""
         return sum(math.prod(removal.shape(self.held[name])) for name in self.parameters)
 
-    def count_macs(self, removal: Removal) -> int:
-        """Return the multiply-accumulates that a removal leaves."""
-        return _macs(self.findings, self.runs[0], removal)
+    def count_macs(self, removal: Removal, without: Collection[fx.Node] = ()) -> int:
+        """Return the multiply-accumulates that a removal leaves, without some operators."""
+        return _macs(self.findings, self.runs[0], removal, without)
 
 
 def trace(model: nn.Module, example_inputs: Any, graft: bool = True, in_code: bool = True) -> Trace:
@@ -133,6 +133,24 @@ def trace(model: nn.Module, example_inputs: Any, graft: bool = True, in_code: bo
         axes, params, macs, _reach(held, names, findings, runs[0]), findings.unknown,
         {name: leaf for name, leaf, _ in leaf_names}, held, names, findings, runs, zeros,
     )  # fmt: skip
+
+
+def followed_again(model: nn.Module, structure: Trace, graft: bool = True) -> Trace:
+    """Follow a pass that looks at its data once more, as the model now is.
+
+    Where the axes are no longer what they were, the model is traced anew.
+    """
+    runs, findings = again_with_data(model, structure.runs, structure.held)
+    now = {name: find(leaf) for name, leaf in structure.leaves.items()}
+    pinned = {axis.name: axis.pinned is not None for axis in structure.axes}
+    same = len(set(now.values())) == len(now) and all(
+        leaf.kind == "leaf" and (leaf.pinned is not None) == pinned[name]
+        for name, leaf in now.items()
+    )
+    if not same:
+        return trace(model, runs[0].inputs, graft)
+    zeros = Zeros([run.recording.graph for run in runs], findings)
+    return replace(structure, leaves=now, findings=findings, runs=tuple(runs), zeros=zeros)
 
 
 def positional(example_inputs: Any) -> tuple[Any, ...]:
@@ -229,7 +247,7 @@ def _reach(
     }
 
 
-def _macs(findings: Findings, run: Run, removal: Removal) -> int:
+def _macs(findings: Findings, run: Run, removal: Removal, without: Collection[fx.Node] = ()) -> int:
     """Count multiply-accumulates for the inputs as they were given, not for a doubled batch."""
     single = torch.tensor([True, False])
     kept = dict(removal.kept)
@@ -240,6 +258,6 @@ def _macs(findings: Findings, run: Run, removal: Removal) -> int:
     return sum(
         math.prod(map(sizes.size, terms))
         for node, costs in findings.costs.items()
-        if node.graph is run.recording.graph
+        if node.graph is run.recording.graph and node not in without
         for terms in costs
     )

@@ -6,38 +6,73 @@ Their own precision tells most errors at half the cost; where it leaves a doubt,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from secateur.structure.nesting import plain
 from secateur.structure.usage import evaluating
 
+_SAMPLED = 4096
 EXACT = 1e-6
 """The largest relative difference, in double precision, that counts as none."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gives for its inputs, and the precision it was computed in."""
+    """What a model gives for its inputs, the precision it was computed in, and what went before.
+
+    ``calls`` holds samples of what the modules with parameters were given and gave, where asked.
+    """
 
     tensors: list[Tensor]
     dtype: torch.dtype
+    calls: list[Call] = field(default_factory=list)
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...], double: bool, seed: int = 0) -> Outputs:
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: the shapes and samples of the tensors that went in and came out."""
+
+    path: str
+    given: list[Sample]
+    made: list[Sample]
+
+
+Sample = tuple[torch.Size, Tensor]
+
+
+def run(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    double: bool,
+    seed: int = 0,
+    inside: bool = False,
+) -> Outputs:
     """Run a model in eval mode, in its own precision or in double where its code allows that.
 
-    Half precision cannot tell a difference from rounding, and is always taken to double.
+    Half precision cannot tell a difference from rounding, and is always taken to double. With
+    ``inside``, the modules are watched too.
     """
+    calls: list[Call] = []
+    with _watching(model, calls) if inside else contextlib.nullcontext():
+        found = _run_double(model, inputs, double, seed, calls)
+    return replace(found, calls=calls)
+
+
+def _run_double(
+    model: nn.Module, inputs: tuple[Any, ...], double: bool, seed: int, calls: list[Call]
+) -> Outputs:
     first = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if double or first not in (torch.float32, torch.float64):
         try:
             return _run(model, inputs, seed, torch.float64)
         except Exception:  # code that mixes precisions may raise anything
+            calls.clear()
             return _run(model, inputs, seed, None)
     return _run(model, inputs, seed, None)
 
@@ -55,6 +90,61 @@ def _run(
         torch.manual_seed(seed)
         result = model(*tree_map(lambda each: _cast(each, dtype), inputs))
     return Outputs([each.detach() for each in _tensors(result)], used)
+
+
+@contextlib.contextmanager
+def _watching(model: nn.Module, calls: list[Call]) -> Iterator[None]:
+    """Note what modules with parameters are given and give, for as long as the context runs."""
+
+    def note(path: str) -> Callable[..., None]:
+        def after(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            calls.append(Call(path, _samples((args, kwargs)), _samples(result)))
+
+        return after
+
+    handles = [
+        module.register_forward_hook(note(path), with_kwargs=True)
+        for path, module in model.named_modules()
+        if path and any(True for _ in module.parameters())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _samples(value: Any) -> list[Sample]:
+    found = []
+    for tensor in _tensors(plain(value)):
+        flat = tensor.detach().flatten()
+        step = max(1, flat.numel() // _SAMPLED)
+        found.append((tensor.shape, flat[::step].clone()))
+    return found
+
+
+def difference_inside(one: Outputs, other: Outputs) -> float:
+    """Return the largest difference of what modules make of the same, relative as above.
+
+    What a network's own code chooses by values, such as the best boxes, may turn on rounding:
+    modules that are given other choices are passed over. Infinity where none can be compared.
+    """
+    if [call.path for call in one.calls] != [call.path for call in other.calls]:
+        return float("inf")
+    worst, compared = 0.0, False
+    for left, right in zip(one.calls, other.calls, strict=True):
+        if _gap(left.given, right.given) > EXACT:
+            continue
+        gap = _gap(left.made, right.made)
+        worst, compared = max(worst, gap), True
+    return worst if compared else float("inf")
+
+
+def _gap(left: list[Sample], right: list[Sample]) -> float:
+    """Compare samples of tensors that have kept their shapes."""
+    kept = [(a[1], b[1]) for a, b in zip(left, right, strict=False) if a[0] == b[0]]
+    dtype = torch.float64
+    return difference(Outputs([a for a, _ in kept], dtype), Outputs([b for _, b in kept], dtype))
 
 
 def difference(one: Outputs, other: Outputs) -> float:

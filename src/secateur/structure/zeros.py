@@ -93,6 +93,36 @@ class Zeros:
         return not isinstance(bias, fx.Node) and zero.get(data, False)
 
 
+def zero_nodes(graph: fx.Graph, findings: Findings, zero_names: Collection[str]) -> set[fx.Node]:
+    """Return the operators that give nothing but zeros where the named parameters are zero."""
+    zero: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            if str(node.target) in zero_names:
+                zero.add(node)
+        elif node.op == "call_function" and _is_zero(node, findings, zero):
+            zero.add(node)
+    return zero
+
+
+def _is_zero(node: fx.Node, findings: Findings, zero: Collection[fx.Node]) -> bool:
+    kind, operands = zero_of(node, findings), node.all_input_nodes
+    if kind == "any":
+        return any(each in zero for each in operands)
+    if kind == "first":
+        return bool(operands) and operands[0] in zero
+    if kind in ("all", "carried"):
+        return bool(operands) and not _has_number(node) and all(each in zero for each in operands)
+    if kind != "weighted":
+        return kind == "always"
+    arguments = arguments_of(node)
+    weight, bias = arguments.get("weight"), arguments.get("bias")
+    if isinstance(bias, fx.Node) and bias not in zero:
+        return False
+    scaled = "norm" in operator_name(node)
+    return weight in zero or (operands[0] in zero and not scaled)
+
+
 def _has_number(node: fx.Node) -> bool:
     """Whether a sum has a plain number other than zero among its operands."""
     names = ("self", "other", "min", "max", "value", "end")
