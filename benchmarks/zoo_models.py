@@ -50,7 +50,7 @@ SAMPLE = (
 # Sizes a configuration is given where it has the field: wide enough for budgets of 1 %.
 _SMALL = {
     "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 64,
     "d_model": 128, "d_ff": 256, "d_kv": 32, "num_layers": 3, "num_decoder_layers": 3,
     "num_heads": 4, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256,

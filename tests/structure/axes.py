@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.structure.infer import held_terms, infer
-from secateur.structure.record import Recording, record
+from secateur.structure.record import record
+from secateur.structure.recording import Recording
 from secateur.structure.rules import Findings
 from secateur.structure.terms import Term, factors, find, leaves, summands
 from secateur.structure.zeros import Zeros

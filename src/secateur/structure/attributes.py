@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx, nn
 from torch.utils._pytree import tree_flatten
 
-from secateur.structure.record import Recording
+from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal, resized
 from secateur.structure.rules import Findings, arguments_of
 from secateur.structure.terms import Term, factors, find, flat_terms, summands

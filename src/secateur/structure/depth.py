@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.structure.graft import Code, install
-from secateur.structure.record import Recording
+from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal
 from secateur.structure.rules import arguments_of, is_in_place, operator_name
 from secateur.structure.surgery import Undo

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.errors import SecateurError
-from secateur.structure.record import Recording
+from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal
 from secateur.structure.repair import Fault, Run, again_with_data, repair
 from secateur.structure.rules import Findings
@@ -95,6 +95,15 @@ class _Outcome:
     removal: Removal
     findings: Findings
     fault: Fault | None = None
+    first: Fault | None = None
+
+    @property
+    def progress(self) -> float:
+        """How far the code came, as a number that can be compared."""
+        if self.fault is None:
+            return float("inf")
+        run = self.fault.run
+        return run.training * 1e9 + run.recording.steps.index(self.fault.node)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ class _Prober:
                 done = repair(self.model, runs, findings, removal, undo, self.graft)
             finally:
                 undo.run()
-        return _Outcome(removal, findings, done.fault)
+        return _Outcome(removal, findings, done.fault, done.first)
 
     def bisect(self, shrunk: Sequence[Term], blamable: Sequence[Term]) -> Term | None:
         """Find one leaf without which the code follows better, by halving the suspects."""
@@ -154,7 +163,10 @@ def _settle(prober: _Prober, shrunk: Sequence[Term], blamable: Sequence[Term]) -
         fault = outcome.fault
         if fault is None:
             return
-        if not fault.elsewhere and _blame(outcome, fault, set(blamable)):
+        blamed = _blamed(prober, outcome, shrunk, set(blamable))
+        if blamed:
+            for leaf, node in blamed.items():
+                leaf.pinned = _pin_at(fault, node)
             continue
         culprit = prober.bisect(shrunk, blamable)
         if culprit is None:
@@ -199,21 +211,43 @@ def _probe(free: Sequence[Term]) -> Removal:
     return Removal(kept)
 
 
-def _blame(outcome: _Outcome, fault: Fault, blamable: set[Term]) -> bool:
-    """Pin the innermost blamable leaf that meets at the fault, and its like in twin modules."""
-    findings, removal, pinned = outcome.findings, outcome.removal, False
+def _blamed(
+    prober: _Prober, outcome: _Outcome, shrunk: Sequence[Term], blamable: set[Term]
+) -> dict[Term, fx.Node]:
+    """Choose what to blame: the leaves at the fault, or at the first one of the same module.
+
+    An attribute that two widths share fits one of them, and then the other one seems at fault.
+    Where the two differ, that without which the code comes further is to blame.
+    """
+    found: list[dict[Term, fx.Node]] = []
+    for fault in (outcome.fault, outcome.first):
+        if fault is not None and not fault.elsewhere:
+            suspects = _suspects(outcome, fault, blamable)
+            if suspects and all(suspects.keys() != other.keys() for other in found):
+                found.append(suspects)
+    if len(found) < 2:
+        return found[0] if found else {}
+
+    def without(suspects: Mapping[Term, fx.Node]) -> float:
+        return prober.attempt([leaf for leaf in shrunk if leaf not in suspects]).progress
+
+    return max(found, key=without)
+
+
+def _suspects(outcome: _Outcome, fault: Fault, blamable: set[Term]) -> dict[Term, fx.Node]:
+    """Return the innermost blamable leaf that meets at a fault, and its like in twin modules."""
+    findings, removal = outcome.findings, outcome.removal
+    found: dict[Term, fx.Node] = {}
     for node in _twins(fault.run.recording, fault.node):
         suspects = _changed((node, *node.all_input_nodes), findings, removal) & blamable
         # Of a wrong size only what makes up that size is to blame, if it may be blamed at all.
         own = {leaf for place in fault.dims for leaf in leaves(findings.dims[node][place])}
-        suspects = (suspects & own) or suspects
-        chosen = _innermost(node, findings, suspects)
+        chosen = _innermost(node, findings, (suspects & own) or suspects)
         if chosen is not None:
-            chosen.pinned = _pin_at(fault, node)
-            pinned = True
+            found.setdefault(chosen, node)
         elif node is fault.node:
-            return False
-    return pinned
+            return {}
+    return found
 
 
 def _pin_at(fault: Fault, node: fx.Node) -> Pin:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from secateur.structure.record import Recording
+from secateur.structure.recording import Recording
 from secateur.structure.rules import (
     Call,
     Findings,

@@ -7,13 +7,14 @@ with which the code gets further is kept, and where none does, two at a time are
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from secateur.structure.attributes import Changes, readings
+from secateur.structure.surgery import Undo, set_attributes
 
 MOST_TRIALS = 128
 """How many sets of changes are tried on one module without getting further."""
@@ -21,35 +22,35 @@ MOST_TRIALS = 128
 Assigned = dict[str, int]
 """The place of the value that is in use, by attribute; attributes that stay are left out."""
 
-Progress = tuple[int, int]
-"""How far the code has come: the recording and the operator at which it departs."""
-
 
 @dataclass
 class Reading:
-    """How the attributes of one module are read.
-
-    ``followers`` are later modules of the same build, which are read alike until they are at fault
-    themselves.
-    """
+    """How the attributes of one module are read."""
 
     path: str
     fixed: Changes
     options: dict[str, list[Any]]
+    original: dict[str, Any]
     assigned: Assigned = field(default_factory=dict)
-    followers: list[Reading] = field(default_factory=list)
-    search: Generator[Assigned, Progress, None] | None = None
+    searched: bool = False
 
     @property
     def changes(self) -> Changes:
-        """The new values of the attributes."""
+        """The new values of the attributes that get one."""
         chosen = {(self.path, name): self.options[name][place]
                   for name, place in self.assigned.items()}  # fmt: skip
         return {**self.fixed, **chosen}
 
+    def values(self, assigned: Assigned) -> Changes:
+        """Return the values of all attributes that may change, under an assignment."""
+        return {
+            (self.path, name): made[assigned[name]] if name in assigned else self.original[name]
+            for name, made in self.options.items()
+        }
+
 
 class Readings:
-    """The readings of a model's modules, and whose turn it is."""
+    """The readings of a model's modules."""
 
     def __init__(
         self,
@@ -57,13 +58,14 @@ class Readings:
         sizes: Mapping[str, Mapping[int, set[int]]],
         groups: Mapping[str, int],
     ) -> None:
+        self.model = model
         self.by_path: dict[str, Reading] = {}
         self._builds: dict[tuple[object, ...], list[Reading]] = {}
-        self._turn: Reading | None = None
         for path, module in model.named_modules():
             if path not in sizes:
                 continue
-            found = Reading(path, *readings(module, path, sizes[path], groups.get(path)))
+            fixed, options = readings(module, path, sizes[path], groups.get(path))
+            found = Reading(path, fixed, options, {name: getattr(module, name) for name in options})
             self.by_path[path] = found
             shape = tuple((name, len(values)) for name, values in found.options.items())
             self._builds.setdefault((type(module), shape), []).append(found)
@@ -73,65 +75,46 @@ class Readings:
         return {key: value for path, reading in self.by_path.items() if path not in without
                 for key, value in reading.changes.items()}  # fmt: skip
 
-    def advance(self, paths: Sequence[str], progress: Progress) -> bool:
-        """Try something else: on the module whose turn it is, else on one of ``paths``.
+    def improve(self, paths: Iterable[str], progress: Callable[[str], float]) -> bool:
+        """Read the first of some modules differently with which the code gets further.
 
-        Returns False where nothing is left to try.
+        ``progress`` tells how far the code of a module comes as the model now is. Later modules of
+        the same build are read alike until they are at fault themselves. Returns False where no
+        other reading helps.
         """
-        if self._turn is not None:
-            if not self._next(self._turn, progress):
-                # What went wrong last need not be what is wrong with the best found.
-                self._turn = None
-            return True
         for path in paths:
             reading = self.by_path.get(path)
-            if reading is not None and reading.search is None and self._begin(reading, progress):
-                self._turn = reading
+            if reading is None or reading.searched or not reading.options:
+                continue
+            reading.searched = True
+            before, found = reading.assigned, self._search(reading, progress)
+            if found != before:
+                alike = next(each for each in self._builds.values() if reading in each)
+                for later in alike[alike.index(reading) :]:
+                    if later.assigned == before and (later is reading or not later.searched):
+                        later.assigned = dict(found)
                 return True
         return False
 
-    def _begin(self, reading: Reading, progress: Progress) -> bool:
-        alike = next(each for each in self._builds.values() if reading in each)
-        later = alike[alike.index(reading) + 1 :]
-        reading.followers = [
-            each for each in later if each.search is None and each.assigned == reading.assigned
-        ]
-        reading.search = _search(reading, progress)
-        return self._assign(reading, next(reading.search, None))
-
-    def _next(self, reading: Reading, progress: Progress) -> bool:
-        assert reading.search is not None
-        try:
-            return self._assign(reading, reading.search.send(progress))
-        except StopIteration:
-            return False
-
-    @staticmethod
-    def _assign(reading: Reading, assigned: Assigned | None) -> bool:
-        if assigned is None:
-            return False
-        for each in (reading, *reading.followers):
-            each.assigned = dict(assigned)
-        return True
-
-
-def _search(reading: Reading, best: Progress) -> Generator[Assigned, Progress, None]:
-    """Give assignments to try, and be told how far each of them came; end on the best one."""
-    current = dict(reading.assigned)
-    tried = [current]
-    further = True
-    while further:
-        further = False
-        for trial in itertools.islice(_variations(reading.options, current), MOST_TRIALS):
-            if trial in tried:
-                continue
-            tried.append(trial)
-            progress = yield trial
-            if progress > best:
-                current, best, further = trial, progress, True
-                break
-    for each in (reading, *reading.followers):
-        each.assigned = dict(current)
+    def _search(self, reading: Reading, progress: Callable[[str], float]) -> Assigned:
+        """Return the assignment with which a module's code comes furthest."""
+        current, best = dict(reading.assigned), progress(reading.path)
+        tried = [current]
+        further = best < float("inf")
+        while further:
+            further = False
+            for trial in itertools.islice(_variations(reading.options, current), MOST_TRIALS):
+                if trial in tried:
+                    continue
+                tried.append(trial)
+                undo = Undo()
+                set_attributes(self.model, reading.values(trial), undo)
+                reached = progress(reading.path)
+                undo.run()
+                if reached > best:
+                    current, best, further = trial, reached, reached < float("inf")
+                    break
+        return current
 
 
 def _variations(options: Mapping[str, Sequence[Any]], current: Assigned) -> Iterator[Assigned]:

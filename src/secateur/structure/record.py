@@ -13,7 +13,6 @@ import operator
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,63 +24,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from secateur.errors import SecateurError
 from secateur.structure.dataless import Dataless
 from secateur.structure.nesting import each_of, flat, plain
+from secateur.structure.recording import Failure, ModuleCall, Recording
 from secateur.structure.usage import evaluating, transparent, unchanged
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _OWN = str(Path(__file__).parent) + "/"
-
-
-@dataclass
-class ModuleCall:
-    """One call of a module: its path, the call it was made from, and what went in and came out.
-
-    ``inputs`` and ``outputs`` hold nodes where the values are tensors.
-    """
-
-    path: str
-    kind: str
-    parent: int | None
-    inputs: Any = None
-    outputs: Any = None
-
-
-@dataclass
-class Recording:
-    """A graph of operators; every node knows its call, its place and its shapes in ``meta``.
-
-    ``failure`` says where and why the pass ended early, None where it ran to its end. ``real`` says
-    that it ran on data, of which the code may have read anything. ``shared`` lists all paths of the
-    modules that have several, by the first.
-    """
-
-    graph: fx.Graph
-    calls: list[ModuleCall]
-    inputs: list[fx.Node] = field(default_factory=list)
-    outputs: Any = None
-    failure: Failure | None = None
-    doubled: bool = False
-    real: bool = False
-    shared: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> list[fx.Node]:
-        """The operators in the order in which they ran."""
-        return [node for node in self.graph.nodes if node.op == "call_function"]
-
-    def module(self, node: fx.Node) -> str:
-        """Return the path of the module whose own code called an operator."""
-        call = node.meta.get("call")
-        return self.calls[call].path if call is not None else ""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Where a pass ended early: the module and the place in its code, and what was raised."""
-
-    module: str
-    place: str
-    error: BaseException
-    call: int | None = None
 
 
 def record(

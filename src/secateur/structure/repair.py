@@ -19,8 +19,10 @@ from torch import Tensor, fx, nn
 from secateur.structure.attributes import Changes, own_changes, own_groups
 from secateur.structure.graft import Code, install
 from secateur.structure.infer import infer
-from secateur.structure.readings import Progress, Readings
-from secateur.structure.record import Recording, record
+from secateur.structure.nesting import each_of
+from secateur.structure.readings import Readings
+from secateur.structure.record import record
+from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal
 from secateur.structure.rules import Findings, arguments_of, operator_name
 from secateur.structure.surgery import Undo, set_attributes
@@ -72,11 +74,15 @@ class Fault:
 
 @dataclass
 class Repairs:
-    """Attribute changes that make the code fit, or the fault that no reading avoids."""
+    """Attribute changes that make the code fit, or the fault that no reading avoids.
+
+    ``first`` is the fault of the same module as its attributes were.
+    """
 
     changes: Changes = field(default_factory=dict)
     fault: Fault | None = None
     grafts: dict[str, Code] = field(default_factory=dict)
+    first: Fault | None = None
 
 
 def repair(
@@ -95,6 +101,7 @@ def repair(
     choices = _readings(model, runs, findings, removal)
     grafts: dict[str, Code] = {}
     fault: Fault | None = None
+    first: dict[str, Fault] = {}
     for _ in range(_MOST_ATTEMPTS):
         wanted = choices.changes(grafts)
         own = Undo()
@@ -102,22 +109,78 @@ def repair(
         for path, code in grafts.items():
             install(model, path, code, own)
         faults = (departs(run, run.again(model), findings, removal) for run in runs)
-        number, fault = next(((n, found) for n, found in enumerate(faults) if found), (0, None))
+        fault = next((found for found in faults if found is not None), None)
         if fault is None:
             undo.steps += own.steps
             return Repairs(wanted, None, grafts)
+        first.setdefault(_around(fault)[0], fault)
+        trial = _Trial(model, fault, findings, removal)
+        paths = [path for path in _around(fault) if path not in grafts]
+        improved = choices.improve(paths, trial.progress)
         own.run()
-        if not choices.advance(_around(fault), _progress(number, fault)):
+        if not improved:
             new = _grafts_for(fault, findings, removal, grafts) if graft else {}
             if not new:
                 break
             grafts |= new
-    return Repairs({}, fault)
+    return Repairs({}, fault, first=first.get(_around(fault)[0]) if fault else None)
 
 
-def _progress(number: int, fault: Fault) -> Progress:
-    """Return how far the code has come, as something that can be compared."""
-    return number, fault.run.recording.steps.index(fault.node)
+@dataclass(frozen=True)
+class _Trial:
+    """Tells how far the code of a module comes, by running that module alone where it can.
+
+    ``fault`` is what is to be mended; it names the call that is made again.
+    """
+
+    model: nn.Module
+    fault: Fault
+    findings: Findings
+    removal: Removal
+
+    def progress(self, path: str) -> float:
+        """Return the number of operators that go right, infinity where all do."""
+        run = self.fault.run
+        expected, actual = run.recording.steps, None
+        call = self._call(path)
+        if call is not None and not run.real and path:
+            actual = self._alone(call)
+            expected = run.recording.within(call) if actual is not None else expected
+        actual = actual or run.again(self.model)
+        found = departs(run, actual, self.findings, self.removal, expected)
+        return float("inf") if found is None else expected.index(found.node)
+
+    def _call(self, path: str) -> int | None:
+        calls, call = self.fault.run.recording.calls, self.fault.node.meta.get("call")
+        while call is not None and calls[call].path != path:
+            call = calls[call].parent
+        return call
+
+    def _alone(self, number: int) -> Recording | None:
+        """Record one module on inputs of the sizes that the removal leads to."""
+        run = self.fault.run
+        call = run.recording.calls[number]
+        try:
+            args, kwargs = each_of(self._input, call.inputs)
+        except _UnknownInputError:
+            return None
+        module = self.model.get_submodule(call.path)
+        return record(module, tuple(args), kwargs, double=False, training=run.training)
+
+    def _input(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            raise _UnknownInputError
+        if not isinstance(value, fx.Node):
+            return value
+        made, shape = value.meta["val"], self.removal.shape(self.findings.dims[value])
+        known = value.meta.get("value")
+        if isinstance(known, Tensor) and tuple(known.shape) == shape and not known.is_meta:
+            return known
+        return torch.empty(shape, dtype=made.dtype, device="meta")
+
+
+class _UnknownInputError(Exception):
+    """A tensor goes into a module of which the recording does not know where it comes from."""
 
 
 def _around(fault: Fault) -> list[str]:
@@ -127,7 +190,7 @@ def _around(fault: Fault) -> list[str]:
     while call is not None:
         found.append(calls[call].path)
         call = calls[call].parent
-    return found
+    return found or [""]
 
 
 def _grafts_for(
@@ -164,30 +227,70 @@ def _readings(
     return Readings(model, sizes, groups)
 
 
-def departs(run: Run, actual: Recording, findings: Findings, removal: Removal) -> Fault | None:
+def departs(
+    run: Run,
+    actual: Recording,
+    findings: Findings,
+    removal: Removal,
+    expected: Sequence[fx.Node] | None = None,
+) -> Fault | None:
     """Return the first operator at which a new recording is not what the removal leads to.
+
+    ``expected`` are the operators that it should have, all of the run's where they are not given.
 
     A pass that looks at its data may take another way by rounding alone, and is followed as far as
     it goes the same way.
     """
-    expected, found = run.recording.steps, actual.steps
-    for place, node in enumerate(expected):
-        if place >= len(found):
-            break
-        other = found[place]
-        if node.target is not other.target and not _parts_alike(node, other):
+    expected = run.recording.steps if expected is None else expected
+    pairs, missing, further = _aligned(expected, actual.steps)
+    for node, other in pairs:
+        if not _alike(node, other):
             if run.real:
                 return None
             return Fault(run, node, f"the code calls {other.target} instead", elsewhere=True)
         problem = _differs(run, node, other, findings, removal)
         if problem:
             return Fault(run, node, problem, dims=_other_dims(node, other, findings, removal))
-    if actual.failure is None and len(found) == len(expected):
+    if actual.failure is not None:
+        said = (str(actual.failure.error).strip().splitlines() or ["it ends early"])[0]
+        return Fault(run, missing or expected[-1], said[:200]) if expected else None
+    if run.real or not expected or (missing is None and not further):
         return None
-    if actual.failure is None:
-        return None if run.real else Fault(run, expected[-1], "the code goes on differently")
-    said = (str(actual.failure.error).strip().splitlines() or ["it ends early"])[0]
-    return Fault(run, expected[min(len(found), len(expected) - 1)], said[:200])
+    return Fault(run, expected[-1], "the code goes on differently")
+
+
+def _aligned(
+    expected: Sequence[fx.Node], found: Sequence[fx.Node]
+) -> tuple[list[tuple[fx.Node, fx.Node]], fx.Node | None, bool]:
+    """Pair operators in order; those that only lay entries out anew may be absent on either side.
+
+    Code leaves them out where a size of one makes them needless. Returns the first operator that
+    has no counterpart, and whether more were found than expected.
+    """
+    pairs: list[tuple[fx.Node, fx.Node]] = []
+    one = other = 0
+    while one < len(expected) and other < len(found):
+        node, made = expected[one], found[other]
+        if _alike(node, made) or not (_lays_out(node) or _lays_out(made)):
+            pairs.append((node, made))
+            one, other = one + 1, other + 1
+        elif _lays_out(node):
+            one += 1
+        else:
+            other += 1
+    rest = [node for node in expected[one:] if not _lays_out(node)]
+    missing = next(iter(rest), None)
+    further = any(not _lays_out(node) for node in found[other:])
+    return pairs, missing, further
+
+
+def _lays_out(node: fx.Node) -> bool:
+    return operator_name(node) in ("contiguous", "clone")
+
+
+def _alike(node: fx.Node, other: fx.Node) -> bool:
+    """Whether two operators are the same, or stand for each other."""
+    return node.target is other.target or _parts_alike(node, other)
 
 
 def _parts_alike(node: fx.Node, other: fx.Node) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.errors import SecateurError
-from secateur.structure.record import Recording
+from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal, resized
 from secateur.structure.repair import Run
 from secateur.structure.rules import Findings, arguments_of, operator_name

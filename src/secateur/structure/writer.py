@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.structure.graft import Code, Step, nodes_or_tensors
-from secateur.structure.record import ModuleCall, Recording
+from secateur.structure.recording import ModuleCall, Recording
 from secateur.structure.removal import Removal, resized
 from secateur.structure.rules import Findings, arguments_of, operator_name
 from secateur.structure.terms import Term, factors, leaves
