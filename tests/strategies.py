@@ -20,7 +20,7 @@ from secateur.technique import (
 from secateur.technique.context import ALLOCATIONS, POOLS
 from secateur.technique.criteria import CRITERIA, MODIFIERS, NORMALIZERS, REDUCERS
 from secateur.technique.granularity import AXES, REMAINDERS
-from secateur.technique.objective import OBJECTIVES
+from secateur.technique.objective import ANSWERS, OBJECTIVES
 from secateur.technique.schedule import CURVES, DECAYS, REGROWTH
 from secateur.technique.update import OPTIMIZER, REMOVED, SURVIVORS
 
@@ -156,9 +156,17 @@ def updates(draw: st.DrawFn) -> Update:
 
 @st.composite
 def objectives(draw: st.DrawFn) -> Objective:
-    return Objective(
-        draw(st.sampled_from(sorted(OBJECTIVES))), draw(numbers), str(draw(schedules()))
-    )
+    name = draw(st.sampled_from(sorted(OBJECTIVES)))
+    own: dict[str, Any] = {}
+    if name == "group_lasso":
+        own = {"sized": draw(st.booleans())}
+    elif name == "distillation":
+        own = {"answers": draw(st.sampled_from(sorted(ANSWERS)))}
+        if own["answers"] != "values":
+            own["temperature"] = draw(st.floats(0.01, 1e6))
+        if own["answers"] == "softmax":
+            own["dim"] = draw(st.integers(-3, 3))
+    return Objective(name, draw(numbers), str(draw(schedules())), tuple(own.items()))
 
 
 @st.composite

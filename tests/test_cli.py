@@ -87,7 +87,7 @@ def test_ctrl_c_tells_how_to_go_on_and_resume_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("criteria", "wanda"), ("schedules", "one_cycle"), ("granularities", "shared_kernel"),
-     ("contexts", "local(erk)"), ("techniques", "lottery_ticket")],
+     ("contexts", "local(erk)"), ("objectives", "distillation"), ("techniques", "lottery_ticket")],
 )  # fmt: skip
 def test_list_as_table_and_json(kind: str, name: str) -> None:
     rows = json.loads(secateur("list", kind, "--json").stdout)
@@ -97,10 +97,12 @@ def test_list_as_table_and_json(kind: str, name: str) -> None:
 
 def test_list_without_a_kind_lists_all() -> None:
     everything = json.loads(secateur("list", "--json").stdout)
-    assert set(everything) == {"granularities", "contexts", "criteria", "schedules", "techniques"}
+    assert set(everything) == {
+        "granularities", "contexts", "criteria", "schedules", "objectives", "techniques",
+    }  # fmt: skip
     techniques = {row["name"]: row for row in everything["techniques"]}
-    assert techniques["network_slimming"]["lacks"]
-    assert not techniques["network_slimming"]["runs"]
+    assert techniques["network_slimming"]["runs"]
+    assert not techniques["network_slimming"]["lacks"]
     assert sum(row["runs"] for row in techniques.values()) >= 15
 
 

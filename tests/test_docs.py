@@ -18,6 +18,7 @@ from secateur.technique.context import ALLOCATIONS, POOLS
 from secateur.technique.criteria import CRITERIA, MODIFIERS, NORMALIZERS, REDUCERS
 from secateur.technique.criteria.evidence import NEEDS
 from secateur.technique.granularity import NAMES
+from secateur.technique.objective import ANSWERS, OBJECTIVES, PARAMETERS
 from secateur.technique.schedule import CURVES, DECAYS, MASKS, REGROWTH
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,8 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def test_every_page_is_looked_at():
-    expected = {"index", "granularity", "context", "criteria", "schedule", "update", "training"}
+    expected = {"index", "granularity", "context", "criteria", "schedule", "update", "objective",
+                "training", "export"}  # fmt: skip
     assert {page.stem for page in DOCS.glob("*.md")} >= expected
 
 
@@ -131,6 +133,8 @@ def _anchors(page: Path) -> set[str]:
         ("criteria", [alias for record in CRITERIA for alias in record.aliases]),
         ("schedule", [name for record in CURVES for name in (record.name, *record.aliases)]),
         ("schedule", [*MASKS, *REGROWTH, *DECAYS]),
+        ("objective", [*OBJECTIVES, *ANSWERS]),
+        ("objective", [name for own in PARAMETERS.values() for name in own]),
     ],
 )
 def test_every_name_is_on_its_page(page, names):

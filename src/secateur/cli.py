@@ -122,7 +122,9 @@ def compress(
 def list_(
     kind: Annotated[
         str | None,
-        typer.Argument(help="granularities, contexts, criteria, schedules or techniques"),
+        typer.Argument(
+            help="granularities, contexts, criteria, schedules, objectives or techniques"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -209,6 +211,46 @@ def inspect(
         console.print(f"not prunable: {name}: {reason}", markup=False)
     if svg is not None:
         console.print(f"drawing: {svg.resolve()}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of compress or save, or a safetensors file")
+    ],
+    onnx: Annotated[Path, typer.Option(help="The ONNX file to write")],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write FILE.int8.onnx too, quantized (needs --data)")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Images to find int8's ranges on, as in compress --data")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model as in compress --model, if the folder names none")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Images of SIZE x SIZE pixels")] = None,
+    channels: Annotated[int | None, typer.Option(help="Image channels")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave layers that match in floats (repeatable)")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX operator set")] = 18,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a saved network to an ONNX file, int8 as well if asked, and measure the difference."""
+    from secateur.export.saved import export_saved, summary
+
+    found = export_saved(
+        source, onnx, int8=int8, data=data, model=model, size=size, channels=channels,
+        classes=classes, exclude=tuple(exclude or ()), opset=opset,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _table("largest difference from PyTorch (onnx) and from the ONNX file (int8)", summary(found))
+    for each in found.values():
+        if "path" in each:
+            console.print(f"written: {each['path']}", markup=False, soft_wrap=True)
 
 
 def _weights_table(found: Any, title: str) -> Table:

@@ -35,6 +35,10 @@ CASES: dict[str, str] = {
     "coupled_random": "filter | local | random | linear(mask=reselected)",
     "coupled_gradient": "filter | global | snip | linear",
     "coupled_regrown": "filter | local | magnitude | constant(mask=regrown(by=random), every=2)",
+    "distillation": "filter | local | magnitude | linear | keep | distillation",
+    "group_lasso": "kernel | global | magnitude | linear | keep | group_lasso(0.1)",
+    "growing_l2": "weight | global | random | one_shot(start=0.9) | keep | growing_l2",
+    "coupled_growing_l2": "filter | local | taylor | one_shot(start=0.9) | keep | growing_l2",
 }
 WITHOUT_DDP = ("gradient_without_ddp", "coupled_gradient")
 FROM_DATA = ("wanda", "fisher", "hessian", "taylor_2016", "sensitivity")
@@ -73,8 +77,10 @@ def run_case(name: str, rank: int) -> dict[str, Any]:
     sparsifier.attach(optimizer, STEPS)
     for step in range(STEPS):
         inputs, targets = batch(rank, step)
+        outputs = used(inputs)
+        loss = F.cross_entropy(outputs, targets) + sparsifier.objective_loss(outputs, inputs)
         optimizer.zero_grad()
-        F.cross_entropy(used(inputs), targets).backward()
+        loss.backward()
         optimizer.step()
     return {
         "masks": {key: mask.clone() for key, mask in sparsifier.masks.items()},

@@ -284,7 +284,9 @@ MISTAKES = {
         fails(technique='weight | groups({"a": ["conv*"]}) | magnitude | agp'), "'a'",
     ),
     "head": (fails(technique="head | global | magnitude | agp"), "head"),
-    "objective": (fails(technique=f"{ONE_SHOT} | keep | group_lasso"), "group_lasso"),
+    "objective": (
+        fails(technique=f"{ONE_SHOT} | keep | group_lasso(schedule=agp(every=3))"), "every step",
+    ),
 }  # fmt: skip
 
 

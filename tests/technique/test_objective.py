@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import mutations, objectives
 
-from secateur import Objective, SecateurError
+from secateur import Objective, Schedule, SecateurError
+from secateur.technique.objective import OBJECTIVES
 
 
 @settings(deadline=None)
@@ -27,6 +28,14 @@ def test_text_reads_back(objective: Objective) -> None:
         ("group_lasso(0.001)", "group_lasso(weight=0.001)"),
         ("group_lasso(weight=1, schedule=constant)", "group_lasso"),
         ('growing_l2(schedule="lin(start=0.2)")', "growing_l2(schedule=linear(start=0.2))"),
+        ("growing_l2(0.5, schedule=linear)", "growing_l2(weight=0.5)"),
+        ("growing_l2(schedule=constant)", "growing_l2(schedule=constant)"),
+        ("group_lasso(sized=true)", "group_lasso(sized=true)"),
+        ("distillation(temperature=4.0, dim=1, answers=softmax)", "distillation"),
+        (
+            'distillation(answers="sigmoid", temperature=2.0)',
+            "distillation(temperature=2, answers=sigmoid)",
+        ),
     ],
 )
 def test_canonical_texts(text: str, canonical: str) -> None:
@@ -42,6 +51,16 @@ def test_canonical_texts(text: str, canonical: str) -> None:
         ("group_lasso(weight=true)", "not a number"),
         ("group_lasso(schedule=agpp)", "did you mean agp"),
         ("3", "expected a name"),
+        ("l1_scale(sized=true)", "no 'sized'"),
+        ("group_lasso(sized=3)", "neither true nor false"),
+        ("distillation(temperture=2)", "did you mean temperature"),
+        ("distillation(temperature=0)", "not above 0"),
+        ("distillation(temperature=hot)", "not above 0"),
+        ("distillation(answers=softmx)", "did you mean softmax"),
+        ("distillation(answers=3)", "expected a word"),
+        ("distillation(dim=1.5)", "not a whole number"),
+        ("distillation(answers=values, temperature=2)", "no meaning for answers=values"),
+        ("distillation(answers=sigmoid, dim=-1)", "no meaning for answers=sigmoid"),
     ],
 )
 def test_wrong_texts(text: str, accepted: str) -> None:
@@ -64,6 +83,19 @@ def test_odd_values_are_refused_alike(text: str) -> None:
 def test_nothing_written_is_dropped(text: str) -> None:
     with pytest.raises(SecateurError):
         Objective.parse(text)
+
+
+@settings(deadline=None)
+@given(objectives(), st.floats(0, 1))
+def test_the_weight_follows_its_schedule(objective: Objective, progress: float) -> None:
+    placed = Schedule.parse(objective.schedule)
+    assert objective.at(progress) == objective.weight * placed.at(progress)
+
+
+def test_only_the_growing_term_grows_unasked() -> None:
+    for name in OBJECTIVES:
+        values = [Objective(name, 2.0).at(progress) for progress in (0.0, 0.5, 1.0)]
+        assert values == ([0.0, 1.0, 2.0] if name == "growing_l2" else [2.0, 2.0, 2.0])
 
 
 @settings(deadline=None)

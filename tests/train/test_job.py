@@ -20,6 +20,8 @@ from secateur.train.models import build_model
 
 FILES = {"model.safetensors", "secateur.json", "metrics.json", "report.html"}
 
+DISTILLED = "filter | local | magnitude | one_cycle | keep | distillation(temperature=2)"
+
 
 class InterruptAt(Watcher):
     """Sends Ctrl-C to this process at one step of one phase."""
@@ -77,9 +79,20 @@ def test_the_schedule_ends_exactly(demo: tuple[Path, dict[str, Any]]) -> None:
     assert last["achieved"] == pytest.approx(0.9, abs=1e-4)
 
 
-@pytest.mark.parametrize(("phase", "step"), [("dense", 3), ("dense", 14), ("pruned", 9)])
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, phase: str, step: int) -> None:
-    settings = small(baseline=True, technique="filter | global | movement | one_cycle")
+@pytest.mark.parametrize(
+    ("phase", "step", "technique"),
+    [
+        ("dense", 3, "filter | global | movement | one_cycle"),
+        ("dense", 14, "filter | global | movement | one_cycle"),
+        ("pruned", 9, "filter | global | movement | one_cycle"),
+        ("dense", 9, DISTILLED),
+        ("pruned", 5, DISTILLED),
+    ],
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    tmp_path: Path, phase: str, step: int, technique: str
+) -> None:
+    settings = small(baseline=True, technique=technique)
     straight = compress(settings, tmp_path / "straight")
     with pytest.raises(Interrupted) as stopped:
         compress(settings, tmp_path / "stopped", watcher=InterruptAt(phase, step))
@@ -92,6 +105,25 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, phase: str, step
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("straight", "stopped"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_dense_network_teaches_the_pruned_one(tmp_path: Path) -> None:
+    runs = {
+        weight: compress(
+            small(baseline=True, epochs=3, limit=None, sparsity=0.4, technique=DISTILLED.replace(
+                "temperature=2", f"temperature=2, weight={weight}")),
+            tmp_path / str(weight),
+        )
+        for weight in (0, 1)
+    }  # fmt: skip
+    assert runs[0]["curves"]["dense"] == runs[1]["curves"]["dense"]
+    assert runs[0]["after"]["accuracy"] > 0.8
+    terms = [row["train_objective"] for row in runs[1]["curves"]["pruned"]]
+    assert terms[-1] < 0.5 * terms[0]
+    assert all(row["train_objective"] == 0 for row in runs[0]["curves"]["pruned"])
+    # A network that had learnt nothing would pull the answers towards chance.
+    assert runs[1]["after"]["accuracy"] > 0.8
+    assert runs[1]["curves"] != runs[0]["curves"]
 
 
 def test_the_same_seed_gives_the_same_network(tmp_path: Path) -> None:
@@ -128,7 +160,8 @@ def test_resume_refuses_other_settings_and_damage(tmp_path: Path) -> None:
         ({"sparsity": 90}, "write 0.9"),
         ({"technique": "filter | global | magnitude"}, "four to six parts"),
         ({"technique": "one_cicle"}, "did you mean one_cycle"),
-        ({"technique": "network_slimming"}, "cannot run yet"),
+        ({"technique": "weight | global | magnitude | agp | compensate"}, "cannot run yet"),
+        ({"technique": f"{DISTILLED}"}, "learns from a teacher"),
         ({"sparsity": 0.5, "macs": 0.5}, "one budget"),
         ({"epochs": 0}, "at least 1"),
         ({"data": "digit"}, "digits"),

@@ -68,8 +68,11 @@ class Attachment:
         if memory.step == 0 and not self.holds:
             self._remember(memory)
             schedule = self.sparsifier.technique.schedule
-            if schedule.at(0.0) > 0 and not self._waits_for_training():
-                self.sparsifier.step(0.0)
+            if not self._waits_for_training():
+                if schedule.at(0.0) > 0:
+                    self.sparsifier.step(0.0)
+                else:
+                    self.sparsifier._look()
         frozen = self.sparsifier.technique.update.removed == "frozen"
         # What learns on while it is removed goes on with what it has learnt.
         if frozen or memory.settled or memory.step == 0:
@@ -108,12 +111,25 @@ class Attachment:
         if self.holds:
             self.sparsifier.reapply()
             return
+        self._check_objective()
         memory.step += 1
         self._remember(memory)
+        if memory.step == 1 and self._waits_for_training():
+            self.sparsifier._look()
         if memory.step <= self.total and self._due(memory):
             self.sparsifier.step(memory.step / self.total)
         elif self.sparsifier.technique.update.removed == "frozen" or memory.settled:
             self.sparsifier.reapply()
+
+    def _check_objective(self) -> None:
+        """Raise SecateurError where a loop leaves out what the technique adds to the loss."""
+        objective = self.sparsifier.technique.objective
+        if objective.name != "none" and not self.sparsifier._term_added:
+            raise SecateurError(
+                f"'{objective}' is a term of the loss, and this training does not add it: write "
+                "loss = loss + sparsifier.objective_loss(outputs, inputs) before backward()"
+            )
+        self.sparsifier._term_added = False
 
     def _remember(self, memory: Memory) -> None:
         update = self.sparsifier.technique.update

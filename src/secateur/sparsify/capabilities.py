@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.technique import Technique
+from secateur.technique import MaskDynamics, Schedule, Technique
 
 
 def lacks(technique: Technique) -> tuple[str, ...]:
@@ -16,6 +16,7 @@ def lacks(technique: Technique) -> tuple[str, ...]:
         missing.append("straight_through: gradients that pass through removed weights")
     if technique.update.survivors == "compensate":
         missing.append("compensate: solving for survivors that make up for what was removed")
-    if technique.objective.name != "none":
-        missing.append(f"{technique.objective.name}: terms added to the loss")
+    pace = Schedule.parse(technique.objective.schedule)
+    if pace.every is not None or pace.epochs is not None or pace.mask != MaskDynamics():
+        missing.append(f"{pace}: an objective's weight that moves otherwise than at every step")
     return tuple(missing)

@@ -10,9 +10,10 @@ from secateur.technique.catalogue import catalogue
 from secateur.technique.context import ALLOCATIONS, POOLS
 from secateur.technique.criteria import CRITERIA, MODIFIERS, NORMALIZERS, REDUCERS
 from secateur.technique.granularity import NAMES, Granularity
+from secateur.technique.objective import OBJECTIVES, PARAMETERS
 from secateur.technique.schedule import CURVES, MASKS
 
-KINDS = ("granularities", "contexts", "criteria", "schedules", "techniques")
+KINDS = ("granularities", "contexts", "criteria", "schedules", "objectives", "techniques")
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
@@ -28,6 +29,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
         "contexts": _contexts(),
         "criteria": _criteria(),
         "schedules": _schedules(),
+        "objectives": _objectives(),
         "techniques": _techniques(),
     }
     return rows[kind]
@@ -88,6 +90,13 @@ def _schedules() -> list[dict[str, Any]]:
         for name, text in MASKS.items()
     ]  # fmt: skip
     return curves + masks
+
+
+def _objectives() -> list[dict[str, Any]]:
+    return [
+        {"name": name, "summary": text, "parameters": PARAMETERS.get(name, {})}
+        for name, text in OBJECTIVES.items()
+    ]
 
 
 def _techniques() -> list[dict[str, Any]]:

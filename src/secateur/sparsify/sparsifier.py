@@ -16,6 +16,7 @@ from secateur.sparsify.attachment import Attachment
 from secateur.sparsify.budget import Budget, count_kept
 from secateur.sparsify.coupled import CoupledEngine
 from secateur.sparsify.engine import Engine
+from secateur.sparsify.given import positional, unwrap
 from secateur.sparsify.latency import fit_latency
 from secateur.sparsify.memory import Memory, initial_memory
 from secateur.sparsify.pieces import Pieces
@@ -23,6 +24,7 @@ from secateur.sparsify.report import Report, make_report
 from secateur.sparsify.result import StepResult
 from secateur.sparsify.setup import Setup, prepare
 from secateur.sparsify.statistics import Loss
+from secateur.sparsify.terms import Teacher, make_term
 from secateur.structure import Trace, shrink
 from secateur.technique import Technique
 from secateur.technique.catalogue import find_technique
@@ -46,6 +48,9 @@ class Sparsifier:
     so that ``shrink`` can remove it, and budgets count what that leaves. Every layer keeps a
     channel; ``round_to`` keeps widths at multiples of a number; ``inexact`` admits channels whose
     removal changes what the masked network computes (a norm averages over them).
+
+    ``teacher`` (a model) is what ``distillation`` learns from, by default a copy of the model as
+    it is now. An objective needs one line in the loop: see ``objective_loss``.
 
     Raises SecateurError where the request cannot be carried out, with what to do instead.
 
@@ -72,6 +77,7 @@ class Sparsifier:
         loss: Loss | None = None,
         inexact: bool = False,
         round_to: int = 1,
+        teacher: Teacher | None = None,
         seed: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -85,7 +91,7 @@ class Sparsifier:
             raise SecateurError(f"data is a {type(data).__name__}: expected batches to go through")
         self.technique = technique
         self.model = unwrap(model)
-        inputs = _positional(example_inputs)
+        inputs = positional(example_inputs)
         budget = Budget.of(
             sparsity=sparsity, params=params, macs=macs, bytes=bytes, latency=latency
         )
@@ -99,6 +105,8 @@ class Sparsifier:
             self._setup = self._fitted(self.budget.value, inputs, options)
         kind = CoupledEngine if self._setup.groups else Engine
         self._engine = kind(self.model, self.technique, self._setup, data, loss, seed)
+        self._term = make_term(self._engine, self.technique, teacher)
+        self._term_added = False
         self._masks = self._engine.open_masks()
         self._memory = initial_memory(self.model, self.technique, self._setup, seed)
         self._attachment: Attachment | None = None
@@ -161,6 +169,29 @@ class Sparsifier:
         """The result of the latest mask update, None before the first."""
         return self._last
 
+    @property
+    def progress(self) -> float:
+        """Share of the training done: by the optimiser's steps, or as told to ``step`` last."""
+        if self._memory.total:
+            return min(1.0, self._memory.step / self._memory.total)
+        return self._last.progress if self._last is not None else 0.0
+
+    def objective_loss(self, outputs: Any = None, inputs: Any = None) -> Tensor:
+        """Return what the technique's objective adds to the loss at this moment, a scalar.
+
+        Add it to your own loss before ``backward()``. ``inputs`` is what the model was given (a
+        tensor, a tuple of positional or a mapping of keyword arguments) and ``outputs`` what it
+        answered; penalties on weights need neither. It is zero for the objective ``none``.
+        """
+        nothing = torch.zeros((), device=next(self.model.parameters()).device)
+        self._term_added = True
+        if self._term is None:
+            return nothing
+        if self._term.penalises:
+            self._refuse_shrunk()
+        weight = self.technique.objective.at(self.progress)
+        return nothing if weight == 0 else nothing + weight * self._term.value(outputs, inputs)
+
     def step(self, progress: float) -> StepResult:
         """Claim the share of the budget that the schedule asks for at a progress in [0, 1].
 
@@ -172,8 +203,7 @@ class Sparsifier:
                 f"'{update}' returns to a step of the training: attach the sparsifier to the "
                 "optimiser"
             )
-        if any(self.model.get_parameter(n).shape != m.shape for n, m in self._masks.items()):
-            raise SecateurError(_SHRUNK)
+        self._refuse_shrunk()
         self._follow_devices()
         before = {name: self._masks[name].clone() for name in self._engine.returning}
         result = self._engine.update(self._masks, self._memory, progress)
@@ -186,7 +216,17 @@ class Sparsifier:
         self.apply()
         self._engine.remember(self._memory, result)
         self._last = result
+        self._look()
         return result
+
+    def _look(self) -> None:
+        """Let the objective take notice of the masks."""
+        if self._term is not None:
+            self._term.look(self._masks, self._memory, self.progress)
+
+    def _refuse_shrunk(self) -> None:
+        if any(self.model.get_parameter(n).shape != m.shape for n, m in self._masks.items()):
+            raise SecateurError(_SHRUNK)
 
     def apply(self) -> None:
         """Set the removed entries of the model's parameters to zero, whatever they hold."""
@@ -268,6 +308,7 @@ class Sparsifier:
             "masks": {name: mask.clone() for name, mask in self._masks.items()},
             "memory": self._memory.state_dict(),
             "last": asdict(self._last) if self._last else None,
+            "objective": self._term.state() if self._term is not None else None,
         }
 
     def _budget_state(self) -> list[Any] | None:
@@ -298,12 +339,16 @@ class Sparsifier:
                 raise SecateurError(f"the state has the {what} {theirs}, this sparsifier {ours}")
         self._check_masks(masks)
         memory.check(self._memory, self.model)
+        if self._term is not None:
+            self._term.check(state.get("objective"))
         if self._attachment is not None:
             self._attachment.check(memory)
         self._take_fit(state)
         for name, mask in masks.items():
             self._masks[name].copy_(mask)
         self._memory, self._last = memory, last
+        if self._term is not None:
+            self._term.load(state.get("objective"))
         self._refresh()
 
     def _check_masks(self, masks: Mapping[str, Any]) -> None:
@@ -346,28 +391,3 @@ class Sparsifier:
                 path, _, attribute = name.rpartition(".")
                 module = self.model.get_submodule(path)
                 self._applied.append((module, attribute, masks[name].view(torch.uint8)))
-
-
-def _positional(example_inputs: Any) -> tuple[Any, ...] | None:
-    if example_inputs is None or isinstance(example_inputs, tuple):
-        return example_inputs
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    if isinstance(example_inputs, list):
-        return tuple(example_inputs)
-    raise SecateurError(
-        f"example_inputs is a {type(example_inputs).__name__}: expected a tensor, or a tuple with "
-        "the model's positional arguments"
-    )
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's own module from under DistributedDataParallel, DataParallel or compile."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        else:
-            inner = getattr(model, "_orig_mod", None)
-            if not isinstance(inner, nn.Module):
-                return model
-            model = inner

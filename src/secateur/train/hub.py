@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
-from secateur.train.extras import need
+from secateur.extras import need
 from secateur.train.sources import VALID_NAMES, Source, Split, divided, few
 
 _INTEGER = re.compile(r"u?int\d+")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
-from secateur.train.extras import need
+from secateur.extras import need
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -129,6 +129,8 @@ class _Run:
             exclude=self.settings.exclude or None,
             example_inputs=(self.example.to(device),),
             data=_calibration(self.data.train, self.settings.batch_size),
+            # Trained before, where nothing else was: it has something to teach by then.
+            teacher=self.dense if self.settings.distils else None,
             seed=self.settings.seed,
             **self.settings.budget(),  # type: ignore[arg-type]
         )

@@ -30,6 +30,7 @@ class Progress:
 
     step: int = 0
     loss_sum: float = 0.0
+    term_sum: float = 0.0
     curves: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -99,6 +100,7 @@ class Phase:
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else None,
             "step": self.progress.step,
             "loss_sum": self.progress.loss_sum,
+            "term_sum": self.progress.term_sum,
             "curves": copy.deepcopy(self.progress.curves),
             "random": random_state(),
         }
@@ -110,7 +112,8 @@ class Phase:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.sparsifier is not None:
             self.sparsifier.load_state_dict(state["sparsifier"])
-        self.progress = Progress(state["step"], state["loss_sum"], list(state["curves"]))
+        sums = state["loss_sum"], state.get("term_sum", 0.0)
+        self.progress = Progress(state["step"], *sums, list(state["curves"]))
         self._random = state["random"]
 
     def run(self, watcher: Watcher) -> Iterator[int]:
@@ -126,8 +129,9 @@ class Phase:
         watcher.begin(self.name, self.total, self.progress.step)
         while self.progress.step < self.total:
             for images, labels in self._rest_of_epoch(per_epoch):
-                loss = self._step(images, labels)
+                loss, term = self._step(images, labels)
                 self.progress.loss_sum += loss
+                self.progress.term_sum += term
                 self.progress.step += 1
                 watcher.step(self.name, loss, self._achieved())
                 if self.progress.step % per_epoch == 0:
@@ -170,15 +174,28 @@ class Phase:
                 self._random = None
             yield batch
 
-    def _step(self, images: Tensor, labels: Tensor) -> float:
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Take one optimiser step; return the loss, and what the objective added to it."""
         self.model.train()
         self.optimizer.zero_grad()
         with self.accelerator.autocast():
-            loss = functional.cross_entropy(self.model(images), labels)
-        self.accelerator.backward(loss)
+            outputs = self.model(images)
+            loss = functional.cross_entropy(outputs, labels)
+            term = self._term(outputs, images)
+        self.accelerator.backward(loss if term is None else loss + term)
         self.optimizer.step()
         self.scheduler.step()
-        return float(loss.detach())
+        return float(loss.detach()), 0.0 if term is None else float(term.detach())
+
+    def _term(self, outputs: Tensor, images: Tensor) -> Tensor | None:
+        if self.sparsifier is None or not self._adds:
+            return None
+        return self.sparsifier.objective_loss(outputs, images)
+
+    @property
+    def _adds(self) -> bool:
+        """Whether the technique adds a term to the loss."""
+        return self.sparsifier is not None and self.sparsifier.technique.objective.name != "none"
 
     def _achieved(self) -> float | None:
         if self.sparsifier is None:
@@ -194,6 +211,8 @@ class Phase:
             "valid_loss": loss,
             "valid_accuracy": accuracy,
         }
-        self.progress.loss_sum = 0.0
+        if self._adds:
+            row["train_objective"] = self.progress.term_sum / per_epoch
+        self.progress.loss_sum = self.progress.term_sum = 0.0
         self.progress.curves.append(row)
         watcher.epoch(self.name, row)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.train.extras import need
+from secateur.extras import need
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _ACCEPTED = "cnn, a torchvision classification model, timm:NAME or package.module:function"

@@ -62,6 +62,11 @@ class Settings:
         missing = lacks(technique)
         if missing:
             raise SecateurError(f"'{self.technique}' cannot run yet: it needs {'; '.join(missing)}")
+        if self.distils and not (self.tunes or self.baseline):
+            raise SecateurError(
+                f"'{self.technique}' learns from a teacher, and there is none without a baseline: "
+                "start from weights (--weights, --pretrained) or leave out --no-baseline"
+            )
         Budget.of(**self._given())
 
     def _given(self) -> dict[str, float | None]:
@@ -71,6 +76,11 @@ class Settings:
     def found_technique(self) -> Technique:
         """The technique that the text names."""
         return find_technique(self.technique)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the dense network is the pruned one's teacher."""
+        return self.found_technique.objective.name == "distillation"
 
     @property
     def tunes(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
-from secateur.train.extras import need
+from secateur.extras import need
 from secateur.train.images import LARGEST_FILE, Encoded
 
 VALID_SHARE = 0.2
