@@ -121,6 +121,18 @@ class TestABranch:
         assert close(model, masked, images) is False  # the masks were taken back
         assert not any(isinstance(each, Graft) for each in model.modules())
 
+    def test_what_is_zero_without_a_mask_stays(self, images: Tensor) -> None:
+        """A branch that starts at zero may still learn."""
+        model = net(scale=True)
+        for block in model.blocks:
+            block.gamma.data.zero_()
+        few = torch.arange(12) < 5
+        masks = {"blocks.1.conv.weight": few[:, None, None, None].expand(12, 6, 3, 3),
+                 "blocks.1.conv.bias": few}  # fmt: skip
+        result = shrink(model, masks, images)
+        assert result.dropped == ()
+        assert model.blocks[1].conv.out_channels == 5
+
     def test_channels_go_along(self, images: Tensor) -> None:
         model = net()
         branches = find_branches(trace(model, images))

@@ -77,16 +77,21 @@ def find_branches(structure: Trace) -> list[Branch]:
     return sorted(chosen, key=lambda each: order[each.added])
 
 
-def dead_branches(model: nn.Module, structure: Trace) -> list[Branch]:
-    """Return the branches that give nothing but zeros, as the model's parameters now are."""
+def dead_branches(model: nn.Module, structure: Trace, masks: Mapping[str, Tensor]) -> list[Branch]:
+    """Return the branches that give nothing but zeros because of masks, which are applied already.
+
+    What is zero without them, such as the last scale of a branch that has not been trained yet,
+    may still learn.
+    """
     run = structure.runs[0]
-    zeros = {name for name, parameter in model.named_parameters() if not bool(parameter.any())}
-    if not zeros or run.real or len(structure.runs) > 1:
+    masked = {name for name, mask in masks.items() if not bool(mask.any())}
+    if not masked or run.real or len(structure.runs) > 1:
         return []
-    recording = run.recording
-    zero = zero_nodes(recording.graph, structure.findings, zeros)
+    graph, findings = run.recording.graph, structure.findings
+    zeros = {name for name, parameter in model.named_parameters() if not bool(parameter.any())}
+    zero = zero_nodes(graph, findings, zeros) - zero_nodes(graph, findings, zeros - masked)
     found = []
-    for node in _additions(recording):
+    for node in _additions(run.recording):
         dead = [operand in zero for operand in _operands(node)]
         if any(dead) and not all(dead):
             branch = _branch(structure, node, dead.index(True))

@@ -188,7 +188,7 @@ class _Work:
         """Take dead branches out; return the structure of what is left, with its masks."""
         if self.structure.runs[0].real:
             return followed_again(self.model, self.structure, self.graft), Dropped()
-        branches = dead_branches(self.model, self.structure) if self.graft else []
+        branches = dead_branches(self.model, self.structure, self.masks) if self.graft else []
         if not branches:
             return self.structure, Dropped()
         parameters = dict(self.model.named_parameters())
