@@ -138,6 +138,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
         number if counts == "every" else None,
         number if counts == "epochs" else None,
         draw(dynamics()),
+        rounds=draw(st.integers(1, 100)),
     )
 
 

@@ -47,6 +47,7 @@ def test_compress_prints_the_table_and_where_the_report_is(tmp_path: Path) -> No
         (("list", "criterias"), "did you mean criteria"),
         (("describe", "filter | nowhere | magnitude | agp"), "unknown context"),
         (("inspect", "resnet"), "unknown model"),
+        (("study", "nowhere.yaml"), "nowhere.yaml cannot be read"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
@@ -138,3 +139,15 @@ def test_two_processes_share_the_images_and_agree(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["history"][-1]["step"] == 2
     assert metrics["achieved"]["sparsity"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_study_lists_its_cells_without_running_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("techniques: {a: one_cycle}\nseeds: [4]\n")
+    done = secateur("study", "mine.yaml", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition("  ")[2] for line in done.stdout.splitlines()] == [
+        "dense, cnn on digits, seed 4",
+        "random weight, sparsity 0.9, cnn on digits, seed 4",
+        "a, sparsity 0.9, cnn on digits, seed 4",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]

@@ -150,14 +150,17 @@ def describe(
 ) -> None:
     """Say in words what a technique does, and what it means for each layer of a model."""
     from secateur.sparsify import describe_layers
-    from secateur.technique.catalogue import find_technique
+    from secateur.technique.catalogue import find_entry, find_technique
 
-    found = find_technique(technique)
+    found = find_technique(technique, described=True)
+    entry = find_entry(technique)
     network, example = _network(model, size, channels, classes)
     layers = describe_layers(network, found, example)
     console.print(str(found), style="bold", markup=False, highlight=False)
     for sentence in found.words():
         console.print(f"  {sentence}", markup=False, highlight=False)
+    for missing in entry.lacks if entry is not None else ():
+        console.print(f"  Cannot run yet: it needs {missing}.", markup=False, highlight=False)
     table = Table("layer", "kind", "units", title=f"On {model}", title_justify="left")
     for layer in layers:
         table.add_row(layer.name, layer.kind, layer.words)
@@ -251,6 +254,50 @@ def export(
     for each in found.values():
         if "path" in each:
             console.print(f"written: {each['path']}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="The study: techniques, budgets, seeds, in YAML")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results [default: runs/NAME of the file]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Cells that run at the same time")] = 1,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Go on with results of other versions")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep every cell's network and report")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells, and run none")
+    ] = False,
+) -> None:
+    """Compare techniques over budgets, seeds, data and models; the same command goes on."""
+    from secateur.study import Study, findings, run_study, summarise
+
+    found = Study.read(file)
+    if dry_run:
+        for cell in found.cells:
+            console.print(f"{cell.name}  {cell.words()}", markup=False, highlight=False)
+        return
+    out = out or Path("runs") / file.stem
+    try:
+        with _study_progress() as progress:
+            result = run_study(
+                found, out, jobs=jobs, mix=mix, keep=keep, watcher=_study_watcher(progress)
+            )
+    except KeyboardInterrupt as stop:
+        errors.print("stopped; finished cells are kept, and the same command goes on")
+        raise typer.Exit(130) from stop
+    for line in findings(summarise(found, result.records)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page: {result.page.resolve()}", markup=False, soft_wrap=True)
+    if result.failures:
+        raise SecateurError(
+            f"{len(result.failures)} of {len(found.cells)} cells failed; the others are kept, and "
+            "the same command tries these again"
+        )
 
 
 def _weights_table(found: Any, title: str) -> Table:
@@ -388,6 +435,54 @@ def _watcher(progress: Progress) -> Any:
             progress.console.print(f"note: {text}", markup=False, highlight=False)
 
     return Shown()
+
+
+def _study_progress() -> Progress:
+    return Progress(
+        TextColumn("cells"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[left]}"),
+        console=errors,
+    )
+
+
+def _study_watcher(progress: Progress) -> Any:
+    from secateur.study import StudyWatcher
+
+    class Shown(StudyWatcher):
+        """Shows one bar, and a line per cell."""
+
+        def begin(self, total: int, done: int) -> None:
+            self.task = progress.add_task("cells", total=total, completed=done, left="")
+            if done:
+                self.note(f"{done} of {total} cells were finished before")
+
+        def finished(self, cell: Any, record: dict[str, Any], left_seconds: float) -> None:
+            progress.update(self.task, advance=1, left=f"about {_duration(left_seconds)} left")
+            self._say(
+                f"{cell.words()}: accuracy {record['accuracy']:.4f} "
+                f"({_duration(record['wall_seconds'])})"
+            )
+
+        def failed(self, cell: Any, reason: str) -> None:
+            self._say(f"failed: {cell.words()}: {reason}")
+
+        def note(self, text: str) -> None:
+            self._say(f"note: {text}")
+
+        def _say(self, text: str) -> None:
+            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return Shown()
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds as a person would say them."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _is_main() -> bool:

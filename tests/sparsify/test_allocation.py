@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateur import Context, SecateurError, Sparsifier
-from secateur.sparsify.allocation import Layer, fill, shares
+from secateur.sparsify.allocation import Layer, fill, shares, tail_exponent
 from secateur.structure import PrunableWeight
 
 Shape = tuple[int, ...]
@@ -258,3 +258,67 @@ def test_lamp_stays_within_the_amount_where_units_cost_differently(
     assert float(torch.cat(removed).max() if sum(counts) else 0) <= float(
         torch.cat(stayed).min() if sum(counts) < 20 * len(costs) else 2
     )
+
+
+def test_owl_keeps_more_where_outliers_are() -> None:
+    """The released code's arithmetic: ratios in 0 to 2 lambda, shifted to the mean asked for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20), nn.Linear(20, 20))
+    with torch.no_grad():
+        model[1].weight[:4, :3] *= 200
+        model[2].weight[:2, :3] *= 200
+    data = [(torch.randn(32, 20), torch.randint(0, 20, (32,)))]
+    norms, given = [], data[0][0]
+    for layer in model:
+        norms.append(given.norm(dim=0))
+        given = layer(given).detach()
+    found = []
+    for layer, norm in zip(model, norms, strict=True):
+        scores = layer.weight.detach().abs() * norm
+        found.append(float((scores > 5 * scores.mean()).float().mean()))
+    low, high = min(found), max(found)
+    ratios = [(share - low) / (high - low) * 0.08 * 2 for share in found]
+    mean = sum(ratios) / 3
+    expected = [0.6 - (ratio - mean) for ratio in ratios]
+    sparsifier = Sparsifier(model, "weight | row(owl) | wanda | one_shot", sparsity=0.6, data=data)
+    sparsifier.step(1.0)
+    shares = [1 - float(mask.float().mean()) for mask in sparsifier.masks.values()]
+    assert shares == pytest.approx(expected, abs=0.03)  # rows give whole weights
+    assert shares[0] > shares[2] > shares[1]
+
+
+def test_tail_exponent_of_a_known_spectrum() -> None:
+    """Hill's estimate of a Pareto spectrum with exponent a tends to a."""
+    count, a = 4000, 2.5
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    spectrum = (1 - uniform) ** (-1 / (a - 1))
+    assert tail_exponent(torch.diag(spectrum[::8].sqrt())) == pytest.approx(a, abs=0.1)
+    assert tail_exponent(torch.eye(6)) == math.inf
+    assert tail_exponent(torch.zeros(3, 3)) == math.inf
+
+
+def test_tail_spares_heavy_tails() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(3)))
+    with torch.no_grad():
+        for layer, power in zip(model, (0.5, 3.0, 1.5), strict=True):
+            left, _, right = torch.linalg.svd(torch.randn(32, 32))
+            spectrum = torch.arange(1, 33.0) ** -power
+            layer.weight.copy_(left @ torch.diag(spectrum) @ right)
+    sparsifier = Sparsifier(model, "weight | local(tail) | magnitude | one_shot", sparsity=0.5)
+    result = sparsifier.step(1.0)
+    flat, heavy, middle = (1 - float(mask.float().mean()) for mask in sparsifier.masks.values())
+    assert flat > middle > heavy
+    assert result.achieved["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert flat / heavy == pytest.approx(1.3 / 0.7, abs=0.02)  # from 1 - tau to 1 + tau
+
+
+def test_owl_and_tail_say_what_they_need() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    with pytest.raises(SecateurError, match="looks at the inputs of every layer: pass data="):
+        Sparsifier(model, "weight | local(owl) | magnitude | one_shot", sparsity=0.5)
+    with pytest.raises(SecateurError, match="single weight matrices"):
+        Sparsifier(
+            model, "filter | local(tail) | magnitude | one_shot", sparsity=0.5,
+            example_inputs=torch.randn(1, 3, 8, 8),
+        )  # fmt: skip

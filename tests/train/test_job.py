@@ -192,9 +192,21 @@ def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.json").read_text() != before
 
 
-@pytest.mark.parametrize("entry", catalogue(), ids=lambda entry: entry.name)
-def test_every_record_of_the_catalogue_runs_or_says_why_not(tmp_path: Path, entry: Any) -> None:
-    if lacks(entry.technique):
+# Every record runs in tests/sparsify/test_catalogue_runs.py; these go the whole way from settings
+# to files, one per kind of granularity, context, mask, update and objective; alps lacks something.
+WHOLE_WAY = ("ac_dc", "alps", "filter_variety", "geometric_median", "growing_regularization",
+             "lamp", "lottery_ticket_rewinding", "network_slimming", "one_cycle",
+             "optimal_brain_damage",
+             "owl", "rigl", "snip", "sr_ste", "synflow", "taylor_2016", "uniform_plus")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in catalogue() if entry.name in WHOLE_WAY],
+    ids=lambda entry: entry.name,
+)
+def test_records_of_the_catalogue_run_or_say_why_not(tmp_path: Path, entry: Any) -> None:
+    if lacks(entry.technique) or entry.missing:
         with pytest.raises(SecateurError, match="cannot run yet"):
             small(technique=entry.name)
         return

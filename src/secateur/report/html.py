@@ -71,7 +71,13 @@ def render(metrics: Mapping[str, Any]) -> str:
     )
     template = resources.files("secateur.report").joinpath("template.html.j2")
     page = environment.from_string(template.read_text(encoding="utf-8"))
-    return page.render(_page(text.clean(metrics)))
+    return page.render(_page(text.clean(metrics)), style=style())
+
+
+def style() -> Markup:
+    """Return the style sheet that our pages share."""
+    sheet = resources.files("secateur.report").joinpath("style.css")
+    return Markup(sheet.read_text(encoding="utf-8"))
 
 
 def _page(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,15 @@ COLOURS: Mapping[str, str] = MappingProxyType(
         "accent": "#3f9470",
         "dense": "#7488b5",
         "track": "#8a968f",
+        # Lines side by side, told apart by those who do not see all colours as well.
+        "series1": "#2f8a66",
+        "series2": "#d2691f",
+        "series3": "#5d6fd0",
+        "series4": "#b9468f",
+        "series5": "#a8860d",
+        "series6": "#2b93b8",
+        "series7": "#8a5a3c",
+        "series8": "#6c8a1e",
     }
 )
 WIDE, NARROW = 9.6, 4.6
@@ -82,7 +91,7 @@ def schedule_svg(
     target, achieved = _column(points, "target"), _column(points, "achieved")
     if not _any(target) and not _any(achieved):
         return None
-    with _figure(f"schedule-{width}", label, width, 3.1) as (figure, svg):
+    with drawing(f"schedule-{width}", label, width, 3.1) as (figure, svg):
         axes = figure.add_subplot()
         # A mask holds until the next one, hence steps. Where achieved meets target, the thin dashes
         # of the target show on the thick line.
@@ -120,7 +129,7 @@ def curves_svg(
     """
     styles = ("-", (0, (1, 1.6)))
     drawn = 0
-    with _figure(f"curves-{'-'.join(lines)}", label, NARROW, 3.0) as (figure, svg):
+    with drawing(f"curves-{'-'.join(lines)}", label, NARROW, 3.0) as (figure, svg):
         axes = figure.add_subplot()
         for run, colour in (("dense", COLOURS["dense"]), ("pruned", COLOURS["accent"])):
             points = _thinned(
@@ -157,7 +166,7 @@ def layers_svg(
     rows = [(layer, share) for layer, share in known if id(layer) in shown]
     names = [_layer_label(line(layer.get("name")), _LONGEST_LABEL[width]) for layer, _ in rows]
     shares = [share for _, share in rows]
-    with _figure(f"layers-{width}", label, width, 0.55 + 0.24 * len(rows)) as (figure, svg):
+    with drawing(f"layers-{width}", label, width, 0.55 + 0.24 * len(rows)) as (figure, svg):
         axes = figure.add_subplot()
         places = range(len(rows))
         axes.barh(places, [1.0] * len(rows), height=0.56, color=COLOURS["track"], alpha=0.16)
@@ -249,10 +258,13 @@ def _legend(axes: Axes, columns: int) -> None:
 
 
 @contextmanager
-def _figure(
+def drawing(
     name: str, label: str, width: float, height: float
 ) -> Iterator[tuple[Figure, list[str]]]:
-    """Yield an empty figure, and a list that holds its SVG once the block is left."""
+    """Yield an empty figure (in inches), and a list that holds its SVG once the block is left.
+
+    ``name`` makes identifiers of the page's pictures differ; ``label`` is the text for readers.
+    """
     svg: list[str] = []
     # Matplotlib reads its style from global settings: they are set here and put back afterwards.
     with mpl.rc_context(), warnings.catch_warnings():

@@ -14,6 +14,13 @@ from secateur.sparsify.select import keep_highest
 from secateur.structure.weights import PrunableWeight, matches
 from secateur.technique.context import Context
 
+OUTLIERS_ABOVE, OUTLIERS_SPREAD = 5.0, 0.08
+"""OWL's outliers are so many times the layer's mean; densities differ by at most twice the other
+(M and lambda of Yin et al. 2024)."""
+
+TAIL_SPREAD = 0.3
+"""How far layers' shares lie from the mean by their spectrum's tail (tau of Lu et al. 2024)."""
+
 UNIFORM_PLUS_LAST = 0.8
 """The most that uniform+ takes from the last layer (Gale, Elsen, Hooker 2019)."""
 
@@ -42,12 +49,14 @@ def shares(
     lamp_scores: Sequence[Tensor] = (),
     damage: Mapping[str, float] | None = None,
     ends: tuple[str | None, str | None] | None = None,
+    traits: Sequence[float] = (),
 ) -> list[float]:
     """Return the share of each layer's units to remove so that their costs add up to ``amount``.
 
     Where the layers cannot give so much (each gives at most 1), every layer gives all that it may.
     ``claimed`` is the schedule's share, by which given shares are multiplied; ``ends`` names the
     model's first convolution and last layer for uniform+, else they are looked for in ``layers``.
+    ``traits`` holds one number per layer for owl (``outliers``) and tail (``tail_exponent``).
     """
     name = context.allocation
     if name == "given":
@@ -59,6 +68,11 @@ def shares(
         return _by_ranking(layers, amount, lamp_scores)
     if name == "sensitivity":
         rates = [1 / (1e-3 + max(0.0, (damage or {})[layer.weight.name])) for layer in layers]
+        return fill(rates, [layer.cost for layer in layers], amount)
+    if name == "owl":
+        return _by_outliers(traits, [layer.cost for layer in layers], amount)
+    if name == "tail":
+        rates = [1 + TAIL_SPREAD * (2 * place - 1) for place in _scaled(traits)]
         return fill(rates, [layer.cost for layer in layers], amount)
     limits = [1.0] * len(layers)
     if name == "uniform_plus":
@@ -92,6 +106,54 @@ def fill(
             break
         fixed.update({place: most[place] for place in over})
     return [fixed.get(place, scale * rates[place]) for place in range(len(rates))]
+
+
+def outliers(scores: Tensor) -> float:
+    """Return the share of scores above five times their mean.
+
+    >>> outliers(torch.tensor([1.0] * 9 + [91.0]))
+    0.1
+    """
+    return float((scores > OUTLIERS_ABOVE * scores.mean()).double().mean())
+
+
+def tail_exponent(matrix: Tensor) -> float:
+    """Return Hill's estimate of the exponent of the matrix' spectrum; low means heavy-tailed.
+
+    With the squared singular values in rising order and k half their number it is
+    1 + k / sum over i <= k of ln(l_(n-i+1) / l_(n-k)) (Lu et al. 2024).
+    """
+    values = torch.linalg.svdvals(matrix.double()).square().flip(0)
+    values = values[values > 0]
+    half = len(values) // 2
+    if half == 0:
+        return math.inf
+    total = float((values[-half:] / values[-half - 1]).log().sum())
+    return 1 + half / total if total > 0 else math.inf
+
+
+def _scaled(traits: Sequence[float]) -> list[float]:
+    """Map numbers to 0 to 1; what is infinite counts as the largest, and equals as the middle."""
+    finite = [trait for trait in traits if math.isfinite(trait)] or [0.0]
+    low, high = min(finite), max(finite)
+    if high == low:
+        return [0.5] * len(traits)
+    return [(min(trait, high) - low) / (high - low) for trait in traits]
+
+
+def _by_outliers(traits: Sequence[float], costs: Sequence[float], amount: float) -> list[float]:
+    """Return shares min(1, max(0, z - offset)) that cost ``amount``, offsets by the outliers."""
+    offsets = [2 * OUTLIERS_SPREAD * place for place in _scaled(traits)]
+
+    def shifted(level: float) -> list[float]:
+        return [min(1.0, max(0.0, level - offset)) for offset in offsets]
+
+    low, high = 0.0, 1.0 + max(offsets, default=0.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        spent = sum(cost * share for cost, share in zip(costs, shifted(middle), strict=True))
+        low, high = (middle, high) if spent < amount else (low, middle)
+    return shifted(high)
 
 
 def densities(rates: Sequence[float], costs: Sequence[float], kept: float) -> list[float]:

@@ -86,7 +86,11 @@ class Attachment:
             handle.remove()
 
     def _before_step(self, *_: Any) -> None:
-        """Remember or rewind the learning rate just before a step, when its scheduler has moved."""
+        """Show what learns unseen, and remember or rewind the learning rate before a step.
+
+        The learning rate waits until here, as its scheduler moves it after the step before.
+        """
+        self.sparsifier.reveal()
         memory = self.sparsifier._memory
         update = self.sparsifier.technique.update
         if update.optimizer != "rewind" or self.scheduler is None:
@@ -120,6 +124,8 @@ class Attachment:
             self.sparsifier.step(memory.step / self.total)
         elif self.sparsifier.technique.update.removed == "frozen" or memory.settled:
             self.sparsifier.reapply()
+        elif self.sparsifier.technique.update.removed == "straight_through":
+            self.sparsifier.apply()
 
     def _check_objective(self) -> None:
         """Raise SecateurError where a loop leaves out what the technique adds to the loss."""

@@ -8,12 +8,10 @@ from secateur.technique import MaskDynamics, Schedule, Technique
 def lacks(technique: Technique) -> tuple[str, ...]:
     """Name the capabilities that a technique asks for and the engine does not have.
 
-    >>> lacks(Technique("weight", update="keep(removed=straight_through)"))
-    ('straight_through: gradients that pass through removed weights',)
+    >>> lacks(Technique("weight", update="compensate"))
+    ('compensate: solving for survivors that make up for what was removed',)
     """
     missing = []
-    if technique.update.removed == "straight_through":
-        missing.append("straight_through: gradients that pass through removed weights")
     if technique.update.survivors == "compensate":
         missing.append("compensate: solving for survivors that make up for what was removed")
     pace = Schedule.parse(technique.objective.schedule)

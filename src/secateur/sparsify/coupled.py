@@ -83,10 +83,19 @@ class CoupledEngine(Engine):
         }
 
     @torch.no_grad()
-    def update(self, masks: dict[str, Tensor], memory: Memory, progress: float) -> StepResult:
-        """Choose what is kept at a progress in [0, 1] and write it into the masks."""
+    def update(
+        self,
+        masks: dict[str, Tensor],
+        memory: Memory,
+        progress: float,
+        share: float | None = None,
+    ) -> StepResult:
+        """Choose what is kept at a progress in [0, 1] and write it into the masks.
+
+        ``share`` is claimed in place of the schedule's share.
+        """
         schedule = self.technique.schedule
-        claimed = schedule.at(progress)
+        claimed = schedule.at(progress) if share is None else share
         generator = torch.Generator()
         generator.set_state(memory.generator)
         self._measure_damage(memory)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.sparsify.allocation import Layer, shares
+from secateur.sparsify.activations import look
+from secateur.sparsify.allocation import Layer, outliers, shares, tail_exponent
 from secateur.sparsify.budget import count_kept, mask_overhead
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Choice, Entry, choose
@@ -63,7 +64,12 @@ class Engine:
         """What must be known beside the weights, for the scores and for regrowth."""
         dynamics = self.technique.schedule.mask
         grows = dynamics.kind == "regrown" and dynamics.by == "gradient"
-        return {*self.technique.criteria.needs, *(["gradient"] if grows else [])}
+        divides = self.technique.context.allocation == "owl"
+        return {
+            *self.technique.criteria.needs,
+            *(["gradient"] if grows else []),
+            *(["input_norm"] if divides else []),
+        }
 
     @property
     def waits_for_training(self) -> bool:
@@ -102,11 +108,34 @@ class Engine:
             for name in (*self.elements, *self.vectors)
         }
 
+    def rounds(self, memory: Memory, progress: float) -> list[float]:
+        """Return the shares that an update claims one after the other, the schedule's the last.
+
+        What is kept shrinks by the same factor every time, as in SynFlow.
+        """
+        number, claimed = self.technique.schedule.rounds, self.technique.schedule.at(progress)
+        removed = self.setup.budget.removed if self.setup.budget else 1.0
+        before = memory.claimed or 0.0
+        if number == 1 or removed == 0 or claimed == before:
+            return [claimed]
+        first, last = 1 - removed * before, 1 - removed * claimed
+        parts = [place / number for place in range(1, number)]
+        return [*((1 - first ** (1 - part) * last**part) / removed for part in parts), claimed]
+
     @torch.no_grad()
-    def update(self, masks: dict[str, Tensor], memory: Memory, progress: float) -> StepResult:
-        """Choose what is kept at a progress in [0, 1] and write it into the masks."""
+    def update(
+        self,
+        masks: dict[str, Tensor],
+        memory: Memory,
+        progress: float,
+        share: float | None = None,
+    ) -> StepResult:
+        """Choose what is kept at a progress in [0, 1] and write it into the masks.
+
+        ``share`` is claimed in place of the schedule's share.
+        """
         schedule = self.technique.schedule
-        claimed = schedule.at(progress)
+        claimed = schedule.at(progress) if share is None else share
         statistics = self._statistics()
         generator = torch.Generator()
         generator.set_state(memory.generator)
@@ -188,7 +217,7 @@ class Engine:
                   gone=count_true(gone))
             for p, gone in zip(self.setup.prunables, removed, strict=True)
         ]  # fmt: skip
-        divided = self._shares(plain, claim, memory, generator)
+        divided = self._shares(plain, claim, memory, statistics, generator)
         entries = []
         for entry, prunable, share in zip(plain, self.setup.prunables, divided, strict=True):
             evidence = self._evidence(prunable, memory, statistics, generator)
@@ -204,6 +233,7 @@ class Engine:
         entries: Sequence[Entry],
         claim: _Claim,
         memory: Memory,
+        statistics: Statistics,
         generator: torch.Generator,
     ) -> list[float]:
         lamp: list[Tensor] = []
@@ -225,7 +255,22 @@ class Engine:
             lamp,
             memory.damage,
             self.setup.ends,
+            self._traits(memory, statistics, generator),
         )
+
+    def _traits(
+        self, memory: Memory, statistics: Statistics, generator: torch.Generator
+    ) -> list[float]:
+        """Return what the allocation asks of each layer's values: outliers, or its spectrum."""
+        name = self.technique.context.allocation
+        found: list[float] = []
+        for prunable in self.setup.prunables if name in ("owl", "tail") else ():
+            evidence = self._evidence(prunable, memory, statistics, generator)
+            if name == "owl":
+                found.append(outliers(widen(evidence.weight).abs() * evidence.get("input_norm")))
+            else:
+                found.append(tail_exponent(evidence.weight.flatten(2).flatten(0, 1)))
+        return found
 
     def _evidence(
         self,
@@ -275,7 +320,8 @@ class Engine:
         if not needs or self.data is None:
             return {}
         weights = [prunable.weight for prunable in self.setup.prunables]
-        return collect(self.model, weights, needs, self.data, self.loss, self.seed)
+        seen = look(self.model, self.setup.prunables, needs, self.data)
+        return seen | collect(self.model, weights, needs, self.data, self.loss, self.seed)
 
     def _measure_damage(self, memory: Memory) -> None:
         """Measure, once, how much the loss grows when each layer alone is pruned by magnitude."""

@@ -102,7 +102,8 @@ def _objectives() -> list[dict[str, Any]]:
 def _techniques() -> list[dict[str, Any]]:
     return [
         {"name": entry.name, "title": entry.title, "record": str(entry.technique),
-         "runs": not lacks(entry.technique), "lacks": list(lacks(entry.technique)),
+         "runs": not (lacks(entry.technique) or entry.missing),
+         "lacks": [*lacks(entry.technique), *entry.lacks],
          "citation": str(entry.citation), "summary": entry.summary}
         for entry in catalogue()
     ]  # fmt: skip

@@ -22,8 +22,9 @@ class Memory:
     ``saved`` and ``previous`` hold prunable parameters by name, ``rewind`` the whole model's state
     at the step of a rewind, ``optimizer`` and ``scheduler`` theirs, and ``returning`` that they
     are to go back at the next step; ``vectors`` what biases, scales and shifts were when they were
-    removed; ``damage`` the measured loss increase per layer; ``claimed`` the share claimed last,
-    and ``settled`` that it will not change again; ``step`` and ``total`` count optimiser steps.
+    removed; ``shadow`` what removed weights hold while they learn straight through; ``damage`` the
+    measured loss increase per layer; ``claimed`` the share claimed last, and ``settled`` that it
+    will not change again; ``step`` and ``total`` count optimiser steps.
     """
 
     generator: Tensor
@@ -34,6 +35,7 @@ class Memory:
     scheduler: dict[str, Any] | None = None
     returning: bool = False
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    shadow: dict[str, Tensor] = field(default_factory=dict)
     damage: dict[str, float] = field(default_factory=dict)
     claimed: float | None = None
     settled: bool = False
@@ -55,6 +57,7 @@ class Memory:
             ("previous", self.previous, like.previous, True),
             ("rewind", self.rewind, state, False),
             ("vectors", self.vectors, own, False),
+            ("shadow", self.shadow, own, False),
         ]
         for what, found, expected, complete in shapes:
             _check_tensors(what, found, expected, complete)

@@ -38,8 +38,17 @@ from secateur.structure.terms import Term
 from secateur.structure.usage import Usage
 from secateur.structure.weights import FoundWeights
 from secateur.technique import Technique
-from secateur.technique.criteria.evidence import FROM_DATA, NEEDS
+from secateur.technique.criteria.evidence import FROM_DATA, FROM_OUTPUTS, NEEDS
 from secateur.technique.granularity import Granularity
+
+_DERIVATIVES = {
+    "gradient",
+    "fisher",
+    "hessian",
+    "hessian_gradient",
+    "output_taylor",
+    "synaptic_flow",
+}
 
 
 @dataclass(frozen=True)
@@ -229,6 +238,12 @@ def _check_coupled(technique: Technique, round_to: int) -> None:
         raise SecateurError(f"round_to={round_to!r}: expected a whole number of at least 1")
     if round_to > 1 and not technique.granularity.named:
         raise SecateurError(f"round_to={round_to} has no meaning for whole layers: leave it out")
+    if technique.context.allocation in ("owl", "tail"):
+        raise SecateurError(
+            f"'{technique.context}' divides a budget among single weight matrices, and "
+            f"'{technique.granularity}' with example_inputs= couples them: leave example_inputs "
+            "out, or choose another allocation"
+        )
     dynamics = technique.schedule.mask
     if dynamics.kind == "regrown" and dynamics.by == "gradient":
         raise SecateurError(
@@ -266,6 +281,11 @@ def _check_data(technique: Technique, data: Iterable[Any] | None) -> None:
         raise SecateurError(
             f"the criterion '{technique.criteria}' needs {NEEDS[lacking[0]]}: pass data= (batches)"
         )
+    if technique.context.allocation == "owl" and data is None:
+        raise SecateurError(
+            f"the context '{technique.context}' looks at the inputs of every layer: pass data= "
+            "(batches)"
+        )
     if technique.context.allocation == "sensitivity" and data is None:
         raise SecateurError(
             f"the context '{technique.context}' measures the loss layer by layer: pass data= "
@@ -276,7 +296,7 @@ def _check_data(technique: Technique, data: Iterable[Any] | None) -> None:
 def _check_trainable(
     technique: Technique, model: nn.Module, chosen: tuple[PrunableWeight, ...]
 ) -> None:
-    derivatives = set(technique.criteria.needs) & {"gradient", "fisher", "hessian", "output_taylor"}
+    derivatives = set(technique.criteria.needs) & _DERIVATIVES
     frozen = [w.name for w in chosen if not model.get_parameter(w.parameter).requires_grad]
     if derivatives and frozen:
         raise SecateurError(
@@ -356,7 +376,8 @@ def _own_reach(
 
 
 def _looks_at_norms(technique: Technique) -> bool:
-    return "norm_scale" in technique.criteria.needs or technique.objective.name == "l1_scale"
+    needs = set(technique.criteria.needs)
+    return bool(needs & {"norm_scale", *FROM_OUTPUTS}) or technique.objective.name == "l1_scale"
 
 
 def _check_norms(technique: Technique, prunables: tuple[Prunable, ...]) -> None:

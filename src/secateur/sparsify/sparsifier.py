@@ -111,6 +111,7 @@ class Sparsifier:
         self._memory = initial_memory(self.model, self.technique, self._setup, seed)
         self._attachment: Attachment | None = None
         self._applied: list[tuple[nn.Module, str, Tensor]] = []
+        self._zeroed: dict[str, Tensor] = {}
         self._pieces = Pieces()
         self._last: StepResult | None = None
 
@@ -189,6 +190,7 @@ class Sparsifier:
             return nothing
         if self._term.penalises:
             self._refuse_shrunk()
+        self._term.held = self._memory.shadow
         weight = self.technique.objective.at(self.progress)
         return nothing if weight == 0 else nothing + weight * self._term.value(outputs, inputs)
 
@@ -205,11 +207,18 @@ class Sparsifier:
             )
         self._refuse_shrunk()
         self._follow_devices()
-        before = {name: self._masks[name].clone() for name in self._engine.returning}
-        result = self._engine.update(self._masks, self._memory, progress)
-        self._memory.settled = self.technique.schedule.settles(progress)
-        self._exchange(before)
-        self._refresh()
+        changed, planned = 0, self._engine.rounds(self._memory, progress)
+        for number, share in enumerate(planned, 1):
+            self.reveal()
+            before = {name: self._masks[name].clone() for name in self._engine.returning}
+            result = self._engine.update(self._masks, self._memory, progress, share)
+            changed += result.changed
+            self._memory.settled = self.technique.schedule.settles(progress)
+            self._exchange(before)
+            self._refresh()
+            if number < len(planned):
+                self.apply()
+        result = replace(result, changed=changed)
         if result.changed and (progress < 1 or self._attachment is None):
             optimizer = self._attachment.optimizer if self._attachment else None
             updates.after_removal(self.model, self.technique.update, self._memory, optimizer)
@@ -229,10 +238,34 @@ class Sparsifier:
             raise SecateurError(_SHRUNK)
 
     def apply(self) -> None:
-        """Set the removed entries of the model's parameters to zero, whatever they hold."""
+        """Set the removed entries of the model's parameters to zero, whatever they hold.
+
+        Where they learn straight through, what they hold is kept aside.
+        """
         with torch.no_grad():
+            self._hide()
             for parameter, mask in self._current():
                 parameter.masked_fill_(mask == 0, 0)
+
+    def _hide(self) -> None:
+        """Keep aside what removed entries hold, unless that was done or is not wanted."""
+        memory = self._memory
+        if self.technique.update.removed != "straight_through" or memory.settled or memory.shadow:
+            return
+        for name, mask in self._zeroed.items():
+            memory.shadow[name] = self.model.get_parameter(name).detach() * ~mask
+
+    def reveal(self) -> None:
+        """Give removed entries that learn straight through what they hold.
+
+        The optimiser then moves it by the gradient at zero, which is the straight-through one.
+        """
+        with torch.no_grad():
+            for name, held in self._memory.shadow.items():
+                parameter = self.model.get_parameter(name)
+                value = held.to(parameter.device)
+                parameter.copy_(torch.where(value != 0, value, parameter))
+        self._memory.shadow.clear()
 
     def reapply(self) -> None:
         """Set removed entries to zero after an optimiser's step; faster, for finite values."""
@@ -383,11 +416,12 @@ class Sparsifier:
         A product with bytes is twice as fast as one with booleans; the memory is shared. Weights
         that learn on while removed can do so only if their scales and shifts stay.
         """
-        learning = self.technique.update.removed == "learning" and not self._memory.settled
+        learning = self.technique.update.removed != "frozen" and not self._memory.settled
         masks = self._engine.zeroed(self._masks, learning)
-        self._applied = []
+        self._applied, self._zeroed = [], {}
         for name, kept in count_kept(masks).items():
             if kept < masks[name].numel():
+                self._zeroed[name] = masks[name]
                 path, _, attribute = name.rpartition(".")
                 module = self.model.get_submodule(path)
                 self._applied.append((module, attribute, masks[name].view(torch.uint8)))

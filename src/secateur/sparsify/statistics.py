@@ -54,6 +54,10 @@ def collect(
             found |= _per_example(model, weights, batches, loss, asked)
         if "hessian" in asked:
             found["hessian"] = _hessian(model, weights, batches, loss, seed)
+        if "hessian_gradient" in asked:
+            found["hessian_gradient"] = _hessian_gradient(model, weights, batches, loss)
+        if "synaptic_flow" in asked:
+            found["synaptic_flow"] = _synaptic_flow(model, weights, batches)
     return {need: found[need] for need in asked if need in found}
 
 
@@ -106,16 +110,20 @@ def to_device(value: Any, model: nn.Module) -> Any:
     return move(value)
 
 
+def run_model(model: nn.Module, batch: Any) -> Any:
+    """Return the model's answer to the inputs of a batch."""
+    given = to_device(batch, model)
+    if isinstance(given, Mapping):
+        return model(**given)
+    return model(given[0] if isinstance(given, (tuple, list)) else given)
+
+
 def _input_norms(
     model: nn.Module, weights: Sequence[PrunableWeight], batches: Iterable[Any]
 ) -> dict[str, Tensor]:
     def run() -> None:
         for batch in batches:
-            given = to_device(batch, model)
-            if isinstance(given, Mapping):
-                model(**given)
-            else:
-                model(given[0] if isinstance(given, (tuple, list)) else given)
+            run_model(model, batch)
 
     usage = observe(model, run, inputs=True)
     parameters = dict(model.named_parameters())
@@ -237,6 +245,69 @@ def _hessian(
     means = [total / (HESSIAN_SAMPLES * count) for total in totals]
     reduced = dict(zip(names, over_ranks(means), strict=True))
     return {weight.name: weight.view(reduced[weight.parameter]) for weight in weights}
+
+
+@torch.enable_grad()
+@sdpa_kernel(SDPBackend.MATH)
+def _hessian_gradient(
+    model: nn.Module, weights: Sequence[PrunableWeight], batches: Iterable[Any], loss: Loss | None
+) -> dict[str, Tensor]:
+    """Return H g, both of the mean loss over all batches, by two passes of differentiation."""
+    names, tensors = _wanted(model, weights)
+    whole = _gradients(model, weights, batches, loss)
+    mean = {name: torch.zeros_like(tensor) for name, tensor in zip(names, tensors, strict=True)}
+    for weight in weights:
+        weight.view(mean[weight.parameter]).copy_(whole[weight.name])
+    totals = [widen(torch.zeros_like(tensor)) for tensor in tensors]
+    count = 0
+    for batch in batches:
+        count += 1
+        gradients = _grads(model, tensors, batch, loss, keep_graph=True)
+        inner = torch.stack(
+            [(g * mean[name]).sum() for name, g in zip(names, gradients, strict=True)]
+        ).sum()
+        if not inner.requires_grad:
+            continue
+        products = torch.autograd.grad(inner, tensors, allow_unused=True)
+        for total, product in zip(totals, products, strict=True):
+            if product is not None:
+                total.add_(product)
+    reduced = dict(zip(names, over_ranks([total / count for total in totals]), strict=True))
+    return {weight.name: weight.view(reduced[weight.parameter]) for weight in weights}
+
+
+@torch.enable_grad()
+def _synaptic_flow(
+    model: nn.Module, weights: Sequence[PrunableWeight], batches: Iterable[Any]
+) -> dict[str, Tensor]:
+    """Return dR/d|w|, R the sum of what the model with absolute values answers to ones.
+
+    The flow grows with every layer, so that it is computed in double precision.
+    """
+    first = to_device(next(iter(batches)), model)
+    given = first[0] if isinstance(first, (tuple, list)) else first
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        raise SecateurError(
+            "synaptic flow sends ones through the model, and its inputs are not one tensor of "
+            "numbers; choose another criterion"
+        )
+    names, tensors = _wanted(model, weights)
+    size = {
+        name: tensor.detach().double().abs() if tensor.is_floating_point() else tensor
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    leaves = [size[name].requires_grad_() for name in names]
+    ones = torch.ones_like(given[:1], dtype=torch.float64)
+    answer = torch.func.functional_call(model, size, (ones,))
+    answer = getattr(answer, "logits", answer)
+    if not isinstance(answer, Tensor):
+        raise SecateurError("the model's output is not one tensor, so no flow can be summed")
+    flows = torch.autograd.grad(answer.sum(), leaves, allow_unused=True)
+    found = {
+        name: torch.zeros_like(tensor) if flow is None else flow.to(widen(tensor).dtype)
+        for name, tensor, flow in zip(names, tensors, flows, strict=True)
+    }
+    return {weight.name: weight.view(found[weight.parameter]) for weight in weights}
 
 
 def _wanted(

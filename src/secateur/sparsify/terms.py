@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ class Term:
 
     penalises = False
     """Whether it looks at the weights, which must be those that the sparsifier was made for."""
+
+    held: Mapping[str, Tensor] = MappingProxyType({})
+    """What removed weights hold where they learn straight through, and zero elsewhere."""
 
     def value(self, outputs: Any, inputs: Any) -> Tensor:
         """Return the term for what the model gave for its inputs."""
@@ -178,8 +182,13 @@ class GrowingL2(Term):
                 "growing_l2 does not know yet what is condemned: attach the sparsifier to the "
                 "optimiser, or call step() first"
             )
-        pairs = ((self.engine.model.get_parameter(n), m) for n, m in self.condemned.items())
+        pairs = ((self._whole(name), mask) for name, mask in self.condemned.items())
         return masked_l2((value, mask.to(value.device)) for value, mask in pairs)
+
+    def _whole(self, name: str) -> Tensor:
+        """Return a parameter with what its removed entries hold."""
+        parameter = self.engine.model.get_parameter(name)
+        return parameter + self.held[name].to(parameter) if name in self.held else parameter
 
     def look(self, masks: Mapping[str, Tensor], memory: Memory, progress: float) -> None:
         """Condemn what goes when the schedule claims most, chosen by the scores of today."""

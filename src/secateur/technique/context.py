@@ -32,6 +32,8 @@ ALLOCATIONS: dict[str, str] = {
     "er": "density in proportion to (o + i) / (o i) (Mocanu et al. 2018)",
     "lamp": "the shares that a global ranking of LAMP scores would give (Lee et al. 2021)",
     "sensitivity": "less from the layers whose removal raises the loss most; needs data",
+    "owl": "less from the layers with many outliers among |w| ||x||; needs data (Yin et al. 2024)",
+    "tail": "less from the layers whose spectrum has a heavy tail (Lu et al. 2024)",
     "given": "shares written per layer, as glob patterns; the first match counts",
 }
 _ALIASES = {"uniform+": "uniform_plus", "layer": "local", "model": "global"}

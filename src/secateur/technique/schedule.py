@@ -33,7 +33,7 @@ class CurveRecord:
 
 
 CURVES: Registry[CurveRecord] = Registry("schedule")
-_PLACEMENT = ("start", "end", "initial", "every", "epochs", "mask")
+_PLACEMENT = ("start", "end", "initial", "every", "epochs", "rounds", "mask")
 
 
 def schedule(
@@ -42,7 +42,7 @@ def schedule(
     """Register a curve ``f(t, **parameters)`` on [0, 1] under a name.
 
     Raises SecateurError where the name is taken or a parameter shadows ``start``, ``end``,
-    ``initial``, ``every``, ``epochs`` or ``mask``.
+    ``initial``, ``every``, ``epochs``, ``rounds`` or ``mask``.
     """
 
     def register(function: Curve) -> Curve:
@@ -108,6 +108,21 @@ def exponential(t: float, rate: float = 5.0) -> float:
 def dsd(t: float) -> float:
     """Return a cosine rise until t = 1/2 and a cosine fall to 0 afterwards."""
     return cosine(2 * t) if t < 0.5 else cosine(2 * (1 - t))
+
+
+@schedule(
+    "alternating",
+    summary="n dense phases, each followed by a sparse one; the last is sparse",
+    source="Peste et al. 2021 (AC/DC)",
+)
+def alternating(t: float, n: int = 4) -> float:
+    """Return 0 in the first half of each n-th part of the time, and 1 in its second half.
+
+    >>> [alternating(t, n=2) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 1.0, 0.0, 1.0, 1.0]
+    """
+    count(n, "n")
+    return 1.0 if t >= 1 else float(math.floor(round(t * 2 * n, 9)) % 2)
 
 
 @schedule(
@@ -218,6 +233,8 @@ class Schedule:
     counts epochs instead. With neither, an update comes as soon as the claimed share has moved by
     half a percent (masks that move: a hundred updates, evenly spaced). The first and the last
     update happen in any case, unless the mask is permanent and nothing is left to claim.
+    ``rounds`` lets every update go its way in so many steps, each scored anew on what the steps
+    before have left, with what is kept shrinking by the same factor each time.
 
     >>> Schedule.parse("agp(start=0.2)").at(0.2), Schedule.parse("agp").at(1.0)
     (0.0, 1.0)
@@ -232,6 +249,7 @@ class Schedule:
     epochs: int | None = None
     mask: MaskDynamics = MaskDynamics()
     function: Callable[[float], float] | None = None
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if self.function is None:
@@ -245,6 +263,7 @@ class Schedule:
         for number, what in ((self.every, "every"), (self.epochs, "epochs")):
             if number is not None:
                 count(number, f"schedule {self.curve}: {what}")
+        count(self.rounds, f"schedule {self.curve}: rounds")
         if self.epochs is not None and self.every is not None:
             raise SecateurError(f"schedule {self.curve}: give every= or epochs=, not both")
 
@@ -308,6 +327,8 @@ class Schedule:
         for number, unit in ((self.epochs, "epochs"), (self.every, "steps")):
             if number is not None:
                 said += f", an update every {f'{number} {unit}' if number > 1 else unit[:-1]}"
+        if self.rounds > 1:
+            said += f", each in {self.rounds} rounds"
         return f"{said}; {MASKS[self.mask.kind]}"
 
     def __str__(self) -> str:
@@ -320,6 +341,8 @@ class Schedule:
                 keywords[key] = getattr(self, key)
         if self.epochs is not None:
             keywords["epochs"] = self.epochs
+        if self.rounds > 1:
+            keywords["rounds"] = self.rounds
         if self.mask != MaskDynamics():
             keywords["mask"] = Call(str(self.mask))
         return format_call(self.curve, (), keywords)

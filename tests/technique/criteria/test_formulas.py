@@ -26,7 +26,12 @@ def made(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
 W, W0, PREVIOUS, G, F, H = (made(seed) for seed in range(6))
 X, GAMMA, TAYLOR = made(7, (1, 1, 4, 1, 1)).abs(), made(8, (1, 6, 1, 1, 1)), made(9, (
     1, 6, 1, 1, 1)).abs()  # fmt: skip
-EVIDENCE = Evidence(W, W0, PREVIOUS, G, F.abs(), H, X, TAYLOR, GAMMA)
+HG, FLOW, SPREAD = made(10), made(11).abs(), made(12, (1, 1, 4, 1, 1)).abs()
+ACTIVE, RANK, APART = (made(seed, (1, 6, 1, 1, 1)).abs() for seed in (13, 14, 15))
+EVIDENCE = Evidence(
+    W, W0, PREVIOUS, G, F.abs(), H, X, TAYLOR, GAMMA, hessian_gradient=HG, synaptic_flow=FLOW,
+    input_spread=SPREAD, output_active=ACTIVE, output_rank=RANK, output_independence=APART,
+)  # fmt: skip
 
 # Element scores; the names of the thesis (its table and its paper's two extra ones) come first.
 ELEMENTS: dict[str, Tensor] = {
@@ -53,6 +58,17 @@ ELEMENTS: dict[str, Tensor] = {
     "taylor": (G * W) ** 2,
     "bn_scale": GAMMA.abs().expand(SHAPE),
     "taylor_2016": TAYLOR.expand(SHAPE),
+    "grasp": HG * W,
+    "synflow": FLOW * W.abs(),
+    "stade": W.abs() * SPREAD,
+    "fluctuation": (W * SPREAD) ** 2,
+    "apoz": ACTIVE.expand(SHAPE),
+    "hrank": RANK.expand(SHAPE),
+    "chip": APART.expand(SHAPE),
+    "gblm": W.abs() * (X + 100 * F.abs().sqrt()),
+    "pruner_zero": W**2 * (G.abs() - G.abs().min()) / (G.abs().max() - G.abs().min()),
+    "ria": (W.abs() / W.abs().sum((2, 3, 4), keepdim=True) + W.abs() / W.abs().sum(1, keepdim=True))
+    * X.sqrt(),
 }
 # What a filter's score is by default, as published.
 FILTERS: dict[str, Tensor] = {
@@ -60,6 +76,9 @@ FILTERS: dict[str, Tensor] = {
     "fisher": (0.5 * F.abs() * W**2).flatten(2).sum(2)[0],
     "hessian": (0.5 * H.abs() * W**2).flatten(2).sum(2)[0],
     "taylor": (G * W).flatten(2).sum(2)[0] ** 2,
+    "grasp": (HG * W).flatten(2).sum(2)[0],
+    "synflow": (FLOW * W.abs()).flatten(2).sum(2)[0],
+    "fluctuation": ((W * SPREAD) ** 2).flatten(2).sum(2)[0],
 }
 BY_LOOP = {"lamp", "geometric_median", "random"}
 

@@ -13,13 +13,30 @@ NEEDS: dict[str, str] = {
     "gradient": "the mean gradient of the loss",
     "fisher": "the mean squared gradient of the loss, one example at a time",
     "hessian": "the diagonal of the loss's second derivatives (Hutchinson's estimate)",
+    "hessian_gradient": "the product of the loss's Hessian with its mean gradient",
+    "synaptic_flow": "the gradient of a flow of ones through the absolute weights",
     "input_norm": "the L2 norm of each input channel over the data",
     "output_taylor": "the mean over examples of |sum over positions of output * its gradient|",
+    "output_active": "the share of each output channel's values that are above zero",
+    "output_rank": "the mean rank of each output channel's map",
+    "output_independence": "the fall of the maps' nuclear norm without each output channel",
+    "input_spread": "the standard deviation of each input channel over the data",
     "norm_scale": "the scale of the norm that follows the layer, found by data flow",
 }
 """What a criterion may ask for beside the weight itself."""
 
-FROM_DATA = frozenset({"fisher", "hessian", "input_norm", "output_taylor"})
+FROM_OUTPUTS = frozenset({"output_active", "output_rank", "output_independence"})
+"""The needs that look at a layer's answers, behind the norm that follows it."""
+
+FROM_DATA = FROM_OUTPUTS | {
+    "fisher",
+    "hessian",
+    "hessian_gradient",
+    "input_norm",
+    "input_spread",
+    "output_taylor",
+    "synaptic_flow",
+}
 """The needs that only a pass over data can fill (a gradient may also come from training)."""
 
 
@@ -28,7 +45,7 @@ class Evidence:
     """What is known of one weight, in the layout [groups, outputs, inputs, *kernel].
 
     Every tensor but ``weight`` is there only if the criterion declared that it needs it; those of
-    a channel (``input_norm``, ``output_taylor``, ``norm_scale``) have extent 1 on the other axes.
+    a channel (``input_*``, ``output_*``, ``norm_scale``) have extent 1 on the other axes.
     """
 
     weight: Tensor
@@ -41,6 +58,12 @@ class Evidence:
     output_taylor: Tensor | None = None
     norm_scale: Tensor | None = None
     generator: torch.Generator | None = None
+    hessian_gradient: Tensor | None = None
+    synaptic_flow: Tensor | None = None
+    output_active: Tensor | None = None
+    output_rank: Tensor | None = None
+    output_independence: Tensor | None = None
+    input_spread: Tensor | None = None
 
     def get(self, need: str) -> Tensor:
         """Return one piece of evidence, which the engine has made sure is there."""

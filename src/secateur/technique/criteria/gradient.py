@@ -73,3 +73,27 @@ def hessian(evidence: Evidence) -> Tensor:
     negative h would send the weights first whose removal changes the loss most.
     """
     return evidence.get("hessian").abs() * evidence.weight.square() / 2
+
+
+@criterion(
+    "grasp",
+    summary="w times the Hessian-gradient product: what goes weakens the gradient least",
+    source="Wang et al. 2020",
+    needs=("hessian_gradient",),
+    reduce="sum",
+)
+def grasp(evidence: Evidence) -> Tensor:
+    """Return w (H g); the paper removes the largest -w (H g)."""
+    return evidence.weight * evidence.get("hessian_gradient")
+
+
+@criterion(
+    "synflow",
+    summary="|w| times the gradient of a flow of ones through the absolute weights",
+    source="Tanaka et al. 2020",
+    needs=("synaptic_flow",),
+    reduce="sum",
+)
+def synflow(evidence: Evidence) -> Tensor:
+    """Return |w| dR/d|w|, with R the sum of the outputs for ones and absolute parameters."""
+    return evidence.weight.abs() * evidence.get("synaptic_flow")

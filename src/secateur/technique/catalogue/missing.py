@@ -1,0 +1,59 @@
+"""What published techniques ask for that cannot be carried out yet, one name each.
+
+A record names here what its six parts cannot say. What the parts say and the engine cannot do is
+named by ``secateur.sparsify.lacks``.
+"""
+
+from __future__ import annotations
+
+MISSING: dict[str, str] = {
+    "admm": "dual variables that pull the weights towards their projection in rounds",
+    "admm_reconstruction": "masks and survivors of a layer solved together by ADMM",
+    "bayesian_noise": "a learned variance per weight, and its Kullback-Leibler term in the loss",
+    "block_influence": "one minus the cosine of what enters and leaves a layer, as a score",
+    "block_training": "training each block alone on the dense block's outputs",
+    "blockwise_gradient": "gradients of a block's own output, without the loss",
+    "candidate_search": "many random allocations, compared after recalibrating the norms",
+    "evolved_allocation": "an evolutionary search over allocations of a fixed budget",
+    "feature_reconstruction": "channels chosen greedily by the error of the layer that reads them",
+    "filter_skeleton": "a learned scale per kernel position of each filter",
+    "fisher_blocks": "the inverse of the empirical Fisher matrix, block by block",
+    "full_hessian": "the inverse of the whole network's Hessian",
+    "half_space_projection": "an optimiser step that projects whole groups onto zero",
+    "gradient_of_scales": "the loss's gradient of the norms' scales, as evidence",
+    "hard_concrete": "gates with hard concrete noise, and the expected number of open ones",
+    "input_selection": "removing from the data the input features that nothing reads",
+    "joint_granularity": "several granularities pruned at once under one budget",
+    "lagrangian": "a multiplier in the loss that holds a target size or shape",
+    "lasso_selection": "channels chosen by a lasso on the reading layer's output",
+    "latency_table": "measured times per layer and width, searched for the best allocation",
+    "layer_dropout": "whole layers left out at random while training",
+    "layer_hessian": "the inverse of each layer's Hessian, from its inputs",
+    "learned_allocation": "layers' shares that are trained parameters",
+    "learned_ranking": "a scale and an offset per layer, found by evolutionary search",
+    "learning_rate_rewinding": "returning the learning rate alone to an early step",
+    "learned_scores": "a score per weight that is trained with the weights, straight through",
+    "learned_threshold": "a trained threshold per layer, inside the forward pass",
+    "log_alpha": "a trained gate per weight whose slope grows until it is open or shut",
+    "low_rank": "a low-rank term beside the sparse weight",
+    "lora": "recovery by low-rank adapters while the weights stay fixed",
+    "mask_sampling": "a categorical variable per block of weights that samples its mask",
+    "masked_gradient": "scores of the network as masked, for weights that keep their values",
+    "mean_compensation": "a bias that takes over the mean of the inputs removed",
+    "momentum_regrowth": "regrowth by the optimiser's momentum, more of it where that is large",
+    "permutation": "a reordering of channels before the choice, undone by their producers",
+    "policy_search": "a reinforcement-learning agent that proposes each layer's share",
+    "propagated_importance": "the last response's importance carried backwards through |W|",
+    "proximal_masks": "a regulariser that makes all but n of m weights zero",
+    "rotation": "an orthogonal change of basis before rows and columns go",
+    "score_threshold": "a threshold on scores, so that the sparsity follows from the loss",
+    "second_order_steps": "one weight at a time, with the inverse Hessian updated after each",
+    "sign_constant": "survivors set to a constant with their initial sign, and never trained",
+    "soft_threshold_nm": "a continuous n:m projection with a rescaled result",
+    "structured_second_order": "scores of whole columns from the inverse layer Hessian",
+    "swaps": "kept and removed weights exchanged while that lowers a layer's error",
+    "taken_apart": "auxiliary variables that couple layers which are pruned one by one",
+    "weight_sharing": "survivors that share few values, stored as a code",
+    "width_search": "candidate shapes trained shortly and compared",
+}
+"""Capability to the sentence that says what is missing."""

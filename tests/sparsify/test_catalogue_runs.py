@@ -1,0 +1,64 @@
+"""Every record of the catalogue that claims to run does, through the ordinary engine."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from networks import example
+from torch import nn
+from training import batch, fresh, zeros_match
+
+from secateur import SecateurError, Sparsifier
+from secateur.sparsify import lacks
+from secateur.technique.catalogue import CatalogueEntry, catalogue
+
+STEPS, EPOCH = 32, 8
+RUNNING = [entry for entry in catalogue() if not entry.missing and not lacks(entry.technique)]
+LACKING = [entry for entry in catalogue() if entry not in RUNNING]
+
+
+def carry_out(entry: CatalogueEntry) -> tuple[nn.Module, Sparsifier]:
+    """Train a small network to the end under the record, at half of what can be pruned."""
+    heads = entry.technique.granularity.head
+    network = fresh("transformer" if heads else "small_cnn")
+    if heads:
+        inputs = example("transformer", batch=8)[0]
+        batches = itertools.repeat((inputs, torch.arange(8)), STEPS)
+    else:
+        batches = map(batch, range(STEPS))
+    implied = entry.technique.granularity.block is not None
+    sparsifier = Sparsifier(
+        network, entry.technique, sparsity=None if implied else 0.5, data=[batch(99)] if not heads
+        else [(inputs, torch.arange(8))], example_inputs=inputs[:1] if heads else None,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    sparsifier.attach(optimizer, STEPS, steps_per_epoch=EPOCH)
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        answers = network(inputs)
+        loss = nn.functional.cross_entropy(answers, targets)
+        (loss + sparsifier.objective_loss(answers, inputs)).backward()
+        optimizer.step()
+    return network, sparsifier
+
+
+@pytest.mark.parametrize("entry", RUNNING, ids=lambda entry: entry.name)
+def test_it_runs_to_what_was_asked_for(entry: CatalogueEntry) -> None:
+    network, sparsifier = carry_out(entry)
+    assert all(bool(torch.isfinite(value).all()) for value in network.parameters())
+    assert zeros_match(network, sparsifier)
+    reached = [row["achieved"] for row in sparsifier.history]
+    single = entry.technique.granularity.named >= {"o", "i"}
+    tolerance = 0.01 if single and entry.technique.granularity.block is None else 0.08
+    if entry.technique.context.allocation == "uniform_plus":
+        tolerance = 0.2  # a third of this network is its last layer
+    assert max(reached) == pytest.approx(0.5, abs=tolerance)
+    assert reached[-1] == pytest.approx(0.5 * entry.technique.schedule.at(1.0), abs=tolerance)
+
+
+@pytest.mark.parametrize("entry", LACKING, ids=lambda entry: entry.name)
+def test_it_is_refused_with_what_it_lacks(entry: CatalogueEntry) -> None:
+    with pytest.raises(SecateurError, match="cannot run yet: it needs"):
+        Sparsifier(fresh("mlp"), entry.name, sparsity=0.5)
