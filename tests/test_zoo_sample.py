@@ -13,7 +13,7 @@ ZOO = Path(__file__).parents[1] / "benchmarks" / "zoo.py"
 NAMES = (
     "resnet18", "densenet121", "shufflenet_v2_x0_5", "mobilenet_v3_small", "googlenet",
     "regnet_x_400mf", "swin_t", "lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large",
-    "timm:deit_tiny_patch16_224", "timm:nf_regnet_b0", "transformers:gpt2", "transformers:llama",
+    "timm:deit_tiny_patch16_224", "timm:nf_regnet_b0", "transformers:gpt2",
     "transformers:t5", "transformers:whisper",
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
     """Return one row per name of a kind, as plain values; raise SecateurError for no such kind.
 
     >>> [row["name"] for row in listing("schedules")][:2]
-    ['agp', 'constant']
+    ['agp', 'alternating']
     """
     if kind not in KINDS:
         raise SecateurError(f"nothing to list under '{kind}': {suggestion(kind, KINDS)}")

@@ -232,7 +232,7 @@ def rule(*names: str, zero: Zero | Callable[[Call], Zero] = "none") -> Callable[
     A name may end in an overload (``max.other``), which comes before the plain name. Raises
     SecateurError where a name is taken.
 
-    >>> @rule("mylib::double", zero="all")
+    >>> @rule("mylib::doubled", zero="all")
     ... def _double(call):
     ...     return call.need("x")
     """
