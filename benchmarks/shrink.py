@@ -66,7 +66,7 @@ def seconds_of(library: str, name: str, rounds: int) -> dict[str, Any]:
         call: Callable[[nn.Module], object] = shrunk
         shrunk(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)))
     else:
-        zoo_peer.warm_up()
+        zoo_peer.warm_up(zoo_peer.prune)
 
         def call(model: nn.Module) -> object:
             zoo_peer.prune(model, (example(),))

@@ -4,7 +4,8 @@
 
 A plain name is torchvision's; timm:NAME and transformers:CONFIG name the others. Every model runs
 in a process of its own under a time limit and a memory limit. Rows already in the file are kept, so
-an interrupted run goes on where it was; a Markdown page is written beside it.
+an interrupted run goes on where it was, and rows of --quick get the budgets that they lack without
+it. A Markdown page is written beside the file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from zoo_marks import Row, short, write_atomically
+from zoo_marks import BUDGETS, Row, short, write_atomically
 from zoo_models import SAMPLE, all_names, module_of
 from zoo_table import page, passes
 
@@ -59,10 +60,14 @@ class Job:
         self.process.wait()
 
 
-def start(library: str, name: str, options: argparse.Namespace) -> Job:
-    """Start judging a model in a process group of its own."""
+def start(
+    library: str, name: str, options: argparse.Namespace, known: Mapping[str, Any] | None = None
+) -> Job:
+    """Start judging a model in a process group of its own, from a known row on if there is one."""
     folder = tempfile.TemporaryDirectory(prefix="zoo-")
     path = Path(folder.name) / "row.json"
+    if known is not None:
+        path.write_text(json.dumps(known), encoding="utf-8")
     command = [*options.judge, library, name, str(path), "--memory", str(options.memory)]
     if options.quick:
         command.append("--quick")
@@ -84,7 +89,7 @@ def finish(job: Job, limit: float, expired: bool) -> dict[str, Any]:
     row = job.row.to_dict()
     if path.exists():
         row = json.loads(path.read_text(encoding="utf-8"))
-    row["detail"]["total"] = round(job.seconds, 2)
+    row["detail"]["total"] = round(row["detail"].get("total", 0.0) + job.seconds, 2)
     stage = row["detail"].get("stage", "start")
     row["points"][8] = not expired
     fault = None
@@ -151,17 +156,29 @@ def tell(done: int, total: int, row: Mapping[str, Any], left: float) -> None:
     )
 
 
+def wanted(row: Mapping[str, Any] | None, options: argparse.Namespace) -> bool:
+    """Return whether a model has no row yet, one to judge again, or one that lacks budgets."""
+    if row is None:
+        return True
+    if not passes(row):
+        return bool(options.retry)
+    lacks = row["library"] == "secateur" and len(row["detail"].get("budgets", {})) < len(BUDGETS)
+    return lacks and not options.quick
+
+
 def judge_all(
     keys: list[Key], rows: dict[Key, dict[str, Any]], options: argparse.Namespace
 ) -> None:
     """Judge what is not in the rows yet, some at a time, and write after each."""
-    waiting = [key for key in keys if key not in rows or (options.retry and not passes(rows[key]))]
+    waiting = [key for key in keys if wanted(rows.get(key), options)]
     total, done, began = len(waiting), 0, time.monotonic()
     running: list[Job] = []
     try:
         while waiting or running:
             while waiting and len(running) < options.jobs:
-                running.append(start(*waiting.pop(0), options))
+                key = waiting.pop(0)
+                known = rows[key] if key in rows and passes(rows[key]) else None
+                running.append(start(*key, options, known))
             time.sleep(POLL)
             for job in list(running):
                 expired = job.seconds > options.timeout

@@ -33,6 +33,7 @@ from zoo_checks import (
 )
 from zoo_inputs import Recipe, find_recipe
 from zoo_marks import (
+    BUDGETS,
     EXACT,
     Row,
     alignment_unit,
@@ -52,7 +53,6 @@ from zoo_models import build, perturb
 LIBRARIES = ("secateur", "torch-pruning")
 TECHNIQUE = "filter | global | magnitude | one_shot"
 # The currency and the share that goes; the first is the one that is timed and judged in full.
-BUDGETS = (("params", 0.5), ("params", 0.3), ("macs", 0.5), ("macs", 0.3))
 REACH = 0.95
 WITHIN = 0.01
 
@@ -99,7 +99,9 @@ def judge_secateur(row: Row, quick: bool = False) -> None:
         judge_plan(row, traced)
         units = alignment_unit(subject.fresh(), subject.inputs, traced.axes)
         row.detail["unit"] = units
-    seen = False
+    seen = "judged at" in row.detail
+    row.seconds = None
+    zoo_peer.warm_up(lambda model, inputs: secateur_prune(library, model, inputs))
     for currency, gone in BUDGETS[:1] if quick else BUDGETS:
         asked = f"{currency} {gone}"
         try:
@@ -117,6 +119,13 @@ def judge_secateur(row: Row, quick: bool = False) -> None:
     if not seen:
         for point in (3, 4, 5, 6, 7, 8):
             row.judge(point, False)
+
+
+def secateur_prune(library: Any, model: nn.Module, inputs: Any) -> None:
+    """Prune a model as every model of the bench is pruned."""
+    sparsifier = library.Sparsifier(model, TECHNIQUE, params=0.5, example_inputs=inputs)
+    sparsifier.step(1.0)
+    library.shrink(model, sparsifier, inputs)
 
 
 def judge_plan(row: Row, traced: Any) -> None:
@@ -271,7 +280,7 @@ def judge_peer(row: Row) -> None:
     model = subject.fresh()
     _, no = warmed_optimizer(subject.fresh(), subject.recipe)
     expected = outputs(model, subject.inputs)
-    zoo_peer.warm_up()
+    zoo_peer.warm_up(zoo_peer.prune)
     try:
         with row.timed("shrink") as seconds:
             zoo_peer.prune(model, subject.inputs)
@@ -318,6 +327,8 @@ def main() -> None:
         print(json.dumps(load_again(options.library, options.name, options.path)))
         return
     row = Row(options.name, options.library, path=options.path)
+    if options.path.exists():
+        vars(row).update(json.loads(options.path.read_text(encoding="utf-8")))
     try:
         if options.library == "secateur":
             judge_secateur(row, options.quick)

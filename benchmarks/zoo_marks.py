@@ -32,6 +32,7 @@ POINTS = (
     "within the time limit",
 )
 PLACES = (Path(torch.__file__).parents[1], Path(__file__).resolve().parents[1])
+BUDGETS = (("params", 0.5), ("params", 0.3), ("macs", 0.5), ("macs", 0.3))
 EXACT = 1e-6
 SAMPLED = 1024
 

@@ -7,6 +7,7 @@ They are found from the gradients' graph, so that no model needs a line of its o
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def prune(model: nn.Module, inputs: Any) -> None:
     pruner.step()
 
 
-def warm_up() -> None:
-    """Do what the library does only once, so that it is not part of any model's time."""
+def warm_up(prune: Callable[[nn.Module, Any], object]) -> None:
+    """Do what a library does only once, so that it is not part of any model's time."""
     prune(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), (torch.zeros(1, 3, 4, 4),))
 
 

@@ -415,6 +415,7 @@ class TestPeer:
 
 def row(name: str, library: str = "secateur", **changes: object) -> dict[str, object]:
     made = zoo_marks.Row(name, library, [True] * 9, None, [10, 5], [2000, 1000], 1.0)
+    made.detail["budgets"] = {f"{kind} {gone}": {} for kind, gone in zoo_marks.BUDGETS}
     return made.to_dict() | changes
 
 
@@ -499,6 +500,13 @@ class TestRunning:
         rows = judged(options, "a", "b")
         assert [each["name"] for each in rows] == ["a", "b", "old"]
         assert rows[0]["seconds"] == 99.0
+
+    def test_quick_rows_get_the_budgets_that_they_lack(self, options):
+        quick = row("a", seconds=99.0, detail={"budgets": {"params 0.5": {}}})
+        for asked, seconds in ((True, 99.0), (False, 0.1)):
+            options.json.write_text(json.dumps([quick]))
+            options.quick = asked
+            assert [each["seconds"] for each in judged(options, "a")] == [seconds]
 
     def test_retry_judges_only_what_failed(self, options):
         failed = row("a", points=[False] * 9, seconds=99.0)
