@@ -9,21 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import SecateurError
-from secateur.sparsify.activations import look
-from secateur.sparsify.allocation import Layer, outliers, shares, tail_exponent
+from secateur.sparsify.allocation import Layer, shares
 from secateur.sparsify.budget import count_kept, mask_overhead
+from secateur.sparsify.knowledge import Knowledge
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Choice, Entry, choose
 from secateur.sparsify.ranks import same_on_every_rank
 from secateur.sparsify.report import prunable_elements
 from secateur.sparsify.result import StepResult
-from secateur.sparsify.scoring import refuse_nan, score_units, widen
+from secateur.sparsify.scoring import refuse_nan, score_units
 from secateur.sparsify.select import count_true
 from secateur.sparsify.setup import Prunable, Setup
-from secateur.sparsify.statistics import Loss, Statistics, collect, mean_loss, reiterable
-from secateur.technique import Criterion, Evidence, Technique
-from secateur.technique.criteria import REDUCERS
+from secateur.sparsify.statistics import Loss, Statistics
+from secateur.technique import Criterion, Technique
 
 _PACKING_ROUNDS = 4
 
@@ -38,7 +36,7 @@ class _Claim:
     target: float
 
 
-class Engine:
+class Engine(Knowledge):
     """Computes mask updates; holds nothing that changes."""
 
     def __init__(
@@ -50,34 +48,9 @@ class Engine:
         loss: Loss | None,
         seed: int,
     ) -> None:
-        self.model = model
-        self.technique = technique
-        self.setup = setup
-        self.data = None if data is None else reiterable(data)
-        self.loss = loss
-        self.seed = seed
+        super().__init__(model, technique, setup, data, loss, seed)
         self.currency = setup.budget.currency if setup.budget else "sparsity"
         self.elements = prunable_elements(setup)
-
-    @property
-    def needs(self) -> set[str]:
-        """What must be known beside the weights, for the scores and for regrowth."""
-        dynamics = self.technique.schedule.mask
-        grows = dynamics.kind == "regrown" and dynamics.by == "gradient"
-        divides = self.technique.context.allocation == "owl"
-        return {
-            *self.technique.criteria.needs,
-            *(["gradient"] if grows else []),
-            *(["input_norm"] if divides else []),
-        }
-
-    @property
-    def waits_for_training(self) -> bool:
-        """Whether nothing can be told units apart by before the first optimiser step.
-
-        So it is where gradients come from the training, and where the criterion looks at movement.
-        """
-        return ("gradient" in self.needs and self.data is None) or self.technique.criteria.moves
 
     @property
     def returning(self) -> tuple[str, ...]:
@@ -258,93 +231,6 @@ class Engine:
             self._traits(memory, statistics, generator),
         )
 
-    def _traits(
-        self, memory: Memory, statistics: Statistics, generator: torch.Generator
-    ) -> list[float]:
-        """Return what the allocation asks of each layer's values: outliers, or its spectrum."""
-        name = self.technique.context.allocation
-        found: list[float] = []
-        for prunable in self.setup.prunables if name in ("owl", "tail") else ():
-            evidence = self._evidence(prunable, memory, statistics, generator)
-            if name == "owl":
-                found.append(outliers(widen(evidence.weight).abs() * evidence.get("input_norm")))
-            else:
-                found.append(tail_exponent(evidence.weight.flatten(2).flatten(0, 1)))
-        return found
-
-    def _evidence(
-        self,
-        prunable: Prunable,
-        memory: Memory,
-        statistics: Statistics,
-        generator: torch.Generator,
-        plain: bool = False,
-    ) -> Evidence:
-        weight = prunable.weight
-        parameter = self.model.get_parameter(weight.parameter)
-        known: dict[str, Any] = {"weight": weight.view(parameter.detach()), "generator": generator}
-        for need in () if plain else sorted(self.needs):
-            if need in statistics:
-                known[need] = statistics[need][weight.name]
-            elif need in ("saved", "previous"):
-                stored = getattr(memory, need)[weight.parameter]
-                known[need] = weight.view(stored.to(parameter.device))
-            elif need == "gradient":
-                known[need] = weight.view(_training_gradient(parameter, weight.parameter))
-            elif need == "norm_scale":
-                known[need] = self._norm_scale(prunable)
-        return Evidence(**known)
-
-    def _norm_scale(self, prunable: Prunable) -> Tensor:
-        weight = prunable.weight
-        carrier = next(carrier for carrier in prunable.reach.carriers if carrier.scale)
-        scale = self.model.get_parameter(carrier.parameter).detach()
-        own = scale[carrier.offset : carrier.offset + weight.outputs]
-        return own.reshape(*weight.shape[:2], *[1] * (len(weight.shape) - 2))
-
-    def _growth(
-        self, evidence: Evidence, entry: Entry, generator: torch.Generator
-    ) -> Tensor | None:
-        """Score removed units that may return; the highest return first."""
-        dynamics = self.technique.schedule.mask
-        if dynamics.kind != "regrown":
-            return None
-        if dynamics.by == "random":
-            drawn = torch.rand(entry.units.count, generator=generator)
-            return drawn.to(evidence.weight.device)
-        source = evidence.get("gradient") if dynamics.by == "gradient" else evidence.weight
-        return REDUCERS.get("mean").function(*entry.units.rows(widen(source).abs()))
-
-    def _statistics(self) -> Statistics:
-        needs = self.needs - {"saved", "previous", "norm_scale"}
-        if not needs or self.data is None:
-            return {}
-        weights = [prunable.weight for prunable in self.setup.prunables]
-        seen = look(self.model, self.setup.prunables, needs, self.data)
-        return seen | collect(self.model, weights, needs, self.data, self.loss, self.seed)
-
-    def _measure_damage(self, memory: Memory) -> None:
-        """Measure, once, how much the loss grows when each layer alone is pruned by magnitude."""
-        budget = self.setup.budget
-        if self.technique.context.allocation != "sensitivity" or memory.damage or budget is None:
-            return
-        assert self.data is not None
-        base = mean_loss(self.model, self.data, self.loss)
-        for prunable in self.setup.prunables:
-            parameter = self.model.get_parameter(prunable.weight.parameter)
-            before = parameter.detach().clone()
-            view = prunable.weight.view(parameter.detach())
-            scores = score_units(Criterion("magnitude"), Evidence(view), prunable.units)
-            count = round(budget.removed * prunable.units.count)
-            kept = torch.ones_like(scores, dtype=torch.bool)
-            kept[torch.argsort(scores, stable=True)[:count]] = False
-            try:
-                view.mul_(prunable.units.spread(kept))
-                damaged = mean_loss(self.model, self.data, self.loss)
-            finally:
-                parameter.copy_(before)
-            memory.damage[prunable.weight.name] = damaged - base
-
     def _removed(self, prunable: Prunable, masks: dict[str, Tensor]) -> Tensor:
         """Return which units are removed now [units]."""
         view = prunable.weight.view(masks[prunable.weight.parameter])
@@ -433,12 +319,3 @@ class Engine:
             f"{achieved[self.currency]:.4g}: "
             + (" and ".join(causes) or "the prunable layers hold no more")
         )
-
-
-def _training_gradient(parameter: nn.Parameter, name: str) -> Tensor:
-    if parameter.grad is None:
-        raise SecateurError(
-            f"the criterion needs gradients and {name} has none: pass data=, attach to the "
-            "optimiser and train (before zero_grad), or exclude it if the loss does not use it"
-        )
-    return parameter.grad.detach()

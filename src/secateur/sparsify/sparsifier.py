@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,18 +18,18 @@ from secateur.sparsify.coupled import CoupledEngine
 from secateur.sparsify.engine import Engine
 from secateur.sparsify.given import positional, unwrap
 from secateur.sparsify.latency import fit_latency
-from secateur.sparsify.memory import Memory, initial_memory
+from secateur.sparsify.memory import initial_memory
 from secateur.sparsify.pieces import Pieces
 from secateur.sparsify.report import Report, make_report
 from secateur.sparsify.result import StepResult
 from secateur.sparsify.setup import Setup, prepare
+from secateur.sparsify.state import save_state, take_state
 from secateur.sparsify.statistics import Loss
 from secateur.sparsify.terms import Teacher, make_term
 from secateur.structure import Trace, shrink
 from secateur.technique import Technique
 from secateur.technique.catalogue import find_technique
 
-FORMAT = 1
 _SHRUNK = "the model's tensors have other sizes than its masks: after shrink, make a new Sparsifier"
 
 
@@ -333,25 +333,7 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state, made of tensors and plain values only, to save beside the model's."""
-        return {
-            "format": FORMAT,
-            "technique": str(self.technique),
-            "budget": self._budget_state(),
-            "macs": self._setup.budget.value if self._setup.budget else None,
-            "masks": {name: mask.clone() for name, mask in self._masks.items()},
-            "memory": self._memory.state_dict(),
-            "last": asdict(self._last) if self._last else None,
-            "objective": self._term.state() if self._term is not None else None,
-        }
-
-    def _budget_state(self) -> list[Any] | None:
-        return [self.budget.currency, self.budget.value] if self.budget else None
-
-    def _take_fit(self, state: Mapping[str, Any]) -> None:
-        """Go on with the share of MACs that a latency was measured at before."""
-        if self.budget is not None and self.budget.currency == "latency":
-            self._setup = replace(self._setup, budget=Budget("macs", float(state["macs"])))
-            self._engine.setup = self._setup
+        return save_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state; a state of another technique, budget or model is refused.
@@ -359,40 +341,7 @@ class Sparsifier:
         The weights are not touched: load them too, then ``attach`` (or ``apply``) sets to zero what
         the masks remove.
         """
-        try:
-            masks: dict[str, Tensor] = dict(state["masks"])
-            memory = Memory.from_state(state["memory"])
-            found = (state["format"], state["technique"], state["budget"])
-            last = StepResult(**state["last"]) if state["last"] is not None else None
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise SecateurError(f"this is not a sparsifier's state: {error!r} is wrong") from error
-        own = (FORMAT, str(self.technique), self._budget_state())
-        for what, theirs, ours in zip(("format", "technique", "budget"), found, own, strict=True):
-            if theirs != ours:
-                raise SecateurError(f"the state has the {what} {theirs}, this sparsifier {ours}")
-        self._check_masks(masks)
-        memory.check(self._memory, self.model)
-        if self._term is not None:
-            self._term.check(state.get("objective"))
-        if self._attachment is not None:
-            self._attachment.check(memory)
-        self._take_fit(state)
-        for name, mask in masks.items():
-            self._masks[name].copy_(mask)
-        self._memory, self._last = memory, last
-        if self._term is not None:
-            self._term.load(state.get("objective"))
-        self._refresh()
-
-    def _check_masks(self, masks: Mapping[str, Any]) -> None:
-        fits = set(masks) == set(self._masks) and all(
-            isinstance(mask, Tensor)
-            and mask.dtype == torch.bool
-            and mask.shape == self._masks[name].shape
-            for name, mask in masks.items()
-        )
-        if not fits:
-            raise SecateurError("the state's masks do not fit this model: it belongs to another")
+        take_state(self, state)
 
     def _exchange(self, before: Mapping[str, Tensor]) -> None:
         """Remember what goes and give it back where it returns.

@@ -1,0 +1,156 @@
+"""Knowledge: what an engine knows of a model's weights, beside their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.sparsify.activations import look
+from secateur.sparsify.allocation import outliers, tail_exponent
+from secateur.sparsify.memory import Memory
+from secateur.sparsify.plan import Entry
+from secateur.sparsify.scoring import score_units, widen
+from secateur.sparsify.setup import Prunable, Setup
+from secateur.sparsify.statistics import Loss, Statistics, collect, mean_loss, reiterable
+from secateur.technique import Criterion, Evidence, Technique
+from secateur.technique.criteria import REDUCERS
+
+
+class Knowledge:
+    """Gathers evidence for scores, growth and shares; holds nothing that changes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        technique: Technique,
+        setup: Setup,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.technique = technique
+        self.setup = setup
+        self.data = None if data is None else reiterable(data)
+        self.loss = loss
+        self.seed = seed
+
+    @property
+    def needs(self) -> set[str]:
+        """What must be known beside the weights, for the scores and for regrowth."""
+        dynamics = self.technique.schedule.mask
+        grows = dynamics.kind == "regrown" and dynamics.by == "gradient"
+        divides = self.technique.context.allocation == "owl"
+        return {
+            *self.technique.criteria.needs,
+            *(["gradient"] if grows else []),
+            *(["input_norm"] if divides else []),
+        }
+
+    @property
+    def waits_for_training(self) -> bool:
+        """Whether nothing can be told units apart by before the first optimiser step.
+
+        So it is where gradients come from the training, and where the criterion looks at movement.
+        """
+        return ("gradient" in self.needs and self.data is None) or self.technique.criteria.moves
+
+    def _evidence(
+        self,
+        prunable: Prunable,
+        memory: Memory,
+        statistics: Statistics,
+        generator: torch.Generator,
+        plain: bool = False,
+    ) -> Evidence:
+        weight = prunable.weight
+        parameter = self.model.get_parameter(weight.parameter)
+        known: dict[str, Any] = {"weight": weight.view(parameter.detach()), "generator": generator}
+        for need in () if plain else sorted(self.needs):
+            if need in statistics:
+                known[need] = statistics[need][weight.name]
+            elif need in ("saved", "previous"):
+                stored = getattr(memory, need)[weight.parameter]
+                known[need] = weight.view(stored.to(parameter.device))
+            elif need == "gradient":
+                known[need] = weight.view(_training_gradient(parameter, weight.parameter))
+            elif need == "norm_scale":
+                known[need] = self._norm_scale(prunable)
+        return Evidence(**known)
+
+    def _norm_scale(self, prunable: Prunable) -> Tensor:
+        weight = prunable.weight
+        carrier = next(carrier for carrier in prunable.reach.carriers if carrier.scale)
+        scale = self.model.get_parameter(carrier.parameter).detach()
+        own = scale[carrier.offset : carrier.offset + weight.outputs]
+        return own.reshape(*weight.shape[:2], *[1] * (len(weight.shape) - 2))
+
+    def _growth(
+        self, evidence: Evidence, entry: Entry, generator: torch.Generator
+    ) -> Tensor | None:
+        """Score removed units that may return; the highest return first."""
+        dynamics = self.technique.schedule.mask
+        if dynamics.kind != "regrown":
+            return None
+        if dynamics.by == "random":
+            drawn = torch.rand(entry.units.count, generator=generator)
+            return drawn.to(evidence.weight.device)
+        source = evidence.get("gradient") if dynamics.by == "gradient" else evidence.weight
+        return REDUCERS.get("mean").function(*entry.units.rows(widen(source).abs()))
+
+    def _statistics(self) -> Statistics:
+        needs = self.needs - {"saved", "previous", "norm_scale"}
+        if not needs or self.data is None:
+            return {}
+        weights = [prunable.weight for prunable in self.setup.prunables]
+        seen = look(self.model, self.setup.prunables, needs, self.data)
+        return seen | collect(self.model, weights, needs, self.data, self.loss, self.seed)
+
+    def _traits(
+        self, memory: Memory, statistics: Statistics, generator: torch.Generator
+    ) -> list[float]:
+        """Return what the allocation asks of each layer's values: outliers, or its spectrum."""
+        name = self.technique.context.allocation
+        found: list[float] = []
+        for prunable in self.setup.prunables if name in ("owl", "tail") else ():
+            evidence = self._evidence(prunable, memory, statistics, generator)
+            if name == "owl":
+                found.append(outliers(widen(evidence.weight).abs() * evidence.get("input_norm")))
+            else:
+                found.append(tail_exponent(evidence.weight.flatten(2).flatten(0, 1)))
+        return found
+
+    def _measure_damage(self, memory: Memory) -> None:
+        """Measure, once, how much the loss grows when each layer alone is pruned by magnitude."""
+        budget = self.setup.budget
+        if self.technique.context.allocation != "sensitivity" or memory.damage or budget is None:
+            return
+        assert self.data is not None
+        base = mean_loss(self.model, self.data, self.loss)
+        for prunable in self.setup.prunables:
+            parameter = self.model.get_parameter(prunable.weight.parameter)
+            before = parameter.detach().clone()
+            view = prunable.weight.view(parameter.detach())
+            scores = score_units(Criterion("magnitude"), Evidence(view), prunable.units)
+            count = round(budget.removed * prunable.units.count)
+            kept = torch.ones_like(scores, dtype=torch.bool)
+            kept[torch.argsort(scores, stable=True)[:count]] = False
+            try:
+                view.mul_(prunable.units.spread(kept))
+                damaged = mean_loss(self.model, self.data, self.loss)
+            finally:
+                parameter.copy_(before)
+            memory.damage[prunable.weight.name] = damaged - base
+
+
+def _training_gradient(parameter: nn.Parameter, name: str) -> Tensor:
+    if parameter.grad is None:
+        raise SecateurError(
+            f"the criterion needs gradients and {name} has none: pass data=, attach to the "
+            "optimiser and train (before zero_grad), or exclude it if the loss does not use it"
+        )
+    return parameter.grad.detach()
