@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from secateur.errors import SecateurError
+from secateur.terminal import (
+    axes_table,
+    console,
+    errors,
+    is_main,
+    progress_bar,
+    reasons,
+    short_count,
+    show_metrics,
+    show_table,
+    study_progress_bar,
+    study_watcher,
+    watcher,
+    weights_table,
+)
 
 app = typer.Typer(
     name="secateur",
@@ -23,8 +35,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
 ModelOption = Annotated[
     str, typer.Option(help="cnn, a torchvision model, timm:NAME or package.module:function")
@@ -101,20 +111,20 @@ def compress(
     )  # fmt: skip
     command = shlex.join(["secateur", *sys.argv[1:]])
     try:
-        with _progress() as progress:
+        with progress_bar() as progress:
             metrics = run(
                 settings,
                 out,
                 resume=resume,
                 overwrite=overwrite,
-                watcher=_watcher(progress) if _is_main() else None,
+                watcher=watcher(progress) if is_main() else None,
                 command=command,
             )
     except Interrupted as stop:
         errors.print(f"{stop}; go on with: {command} --resume", markup=False)
         raise typer.Exit(130) from stop
-    if _is_main():
-        _show(metrics)
+    if is_main():
+        show_metrics(metrics)
         console.print(f"report: {(out / 'report.html').resolve()}", markup=False, soft_wrap=True)
 
 
@@ -137,7 +147,7 @@ def list_(
         typer.echo(json.dumps(rows[kind] if kind else rows, indent=2, ensure_ascii=False))
         return
     for each in kinds:
-        _table(each, listing(each))
+        show_table(each, listing(each))
 
 
 @app.command()
@@ -197,15 +207,15 @@ def inspect(
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), **structure.to_dict()}, indent=2))
         return
-    title = f"{model}: {found.params:,} parameters, {_short(found.macs)} MACs for one image"
-    console.print(_weights_table(found, title) if weights else _axes_table(structure, title))
+    title = f"{model}: {found.params:,} parameters, {short_count(found.macs)} MACs for one image"
+    console.print(weights_table(found, title) if weights else axes_table(structure, title))
     reach = structure.reach
     console.print(
         f"{len(structure.removable)} removable axes reach {reach['params']:.1%} of the parameters "
         f"and {reach['macs']:.1%} of the MACs",
         highlight=False,
     )
-    for reason, names in _reasons(structure).items():
+    for reason, names in reasons(structure).items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         console.print(f"pinned: {shown}: {reason}", markup=False, highlight=False, soft_wrap=True)
     for operator, count in structure.unknown.items():
@@ -250,7 +260,9 @@ def export(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    _table("largest difference from PyTorch (onnx) and from the ONNX file (int8)", summary(found))
+    show_table(
+        "largest difference from PyTorch (onnx) and from the ONNX file (int8)", summary(found)
+    )
     for each in found.values():
         if "path" in each:
             console.print(f"written: {each['path']}", markup=False, soft_wrap=True)
@@ -283,9 +295,9 @@ def study(
         return
     out = out or Path("runs") / file.stem
     try:
-        with _study_progress() as progress:
+        with study_progress_bar() as progress:
             result = run_study(
-                found, out, jobs=jobs, mix=mix, keep=keep, watcher=_study_watcher(progress)
+                found, out, jobs=jobs, mix=mix, keep=keep, watcher=study_watcher(progress)
             )
     except KeyboardInterrupt as stop:
         errors.print("stopped; finished cells are kept, and the same command goes on")
@@ -298,49 +310,6 @@ def study(
             f"{len(result.failures)} of {len(found.cells)} cells failed; the others are kept, and "
             "the same command tries these again"
         )
-
-
-def _weights_table(found: Any, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("layer", overflow="fold")
-    table.add_column("kind")
-    table.add_column("shape", no_wrap=True)
-    for column in ("weights", "MACs"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("followed by", overflow="fold")
-    for row in found.weights:
-        shape = "x".join(map(str, (row.outputs, row.inputs // row.groups, *row.kernel)))
-        groups = f" g{row.groups}" if row.groups > 1 else ""
-        behind = ", ".join(row.norms) or ("the output" if row.to_output else "")
-        table.add_row(
-            row.name, row.kind, shape + groups, _short(row.weights), _short(row.macs), behind
-        )
-    return table
-
-
-def _axes_table(structure: Any, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("axis", overflow="fold")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("tensors", justify="right", no_wrap=True)
-    table.add_column("shared by", overflow="fold")
-    table.add_column("removal", overflow="fold")
-    for axis in structure.removable:
-        layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in axis.carriers))
-        shared = ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
-        removal = f"inexact: {axis.inexact}" if axis.inexact else "exact"
-        table.add_row(axis.name, str(axis.size), str(len(axis.carriers)), shared, removal)
-    return table
-
-
-def _reasons(structure: Any) -> dict[str, list[str]]:
-    """Group what is pinned by reason and place; extents of kernels and images go without saying."""
-    found: dict[str, list[str]] = {}
-    for axis in structure.axes:
-        if axis.pinned is not None and "extent" not in axis.pinned:
-            reason = f"{axis.pinned} ({axis.place})" if axis.place else axis.pinned
-            found.setdefault(reason, []).append(axis.name)
-    return found
 
 
 def main() -> None:
@@ -366,159 +335,6 @@ def _network(model: str, size: int, channels: int, classes: int) -> tuple[Any, t
     example = torch.zeros(1, built.channels, size, size)
     try_forward(built, example)
     return built.model.eval(), (example,)
-
-
-def _table(title: str, rows: list[dict[str, Any]]) -> None:
-    columns = [name for name in rows[0] if any(row[name] not in ("", [], {}) for row in rows)]
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(_cell(row[name]) for name in columns))
-    console.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={each}" for key, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _short(count: int) -> str:
-    """Write a count with three digits and k, M or G."""
-    value, unit = float(count), ""
-    for larger in ("k", "M", "G", "T"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g}{unit}"
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:8}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps"),
-        TextColumn("{task.fields[said]}"),
-        TimeRemainingColumn(),
-        console=errors,
-        disable=not _is_main(),
-    )
-
-
-def _watcher(progress: Progress) -> Any:
-    from secateur.train import Watcher
-
-    class Shown(Watcher):
-        """Shows one bar per phase, and a line per epoch."""
-
-        def __init__(self) -> None:
-            self.tasks: dict[str, TaskID] = {}
-
-        def begin(self, phase: str, steps: int, done: int = 0) -> None:
-            self.tasks[phase] = progress.add_task(phase, total=steps, completed=done, said="")
-
-        def step(self, phase: str, loss: float, achieved: float | None) -> None:
-            said = f"loss {loss:.3f}"
-            if achieved is not None:
-                said += f"  achieved {achieved:.3f}"
-            progress.update(self.tasks[phase], advance=1, said=said)
-
-        def epoch(self, phase: str, row: dict[str, float]) -> None:
-            progress.console.print(
-                f"{phase:8} epoch {row['epoch']:.0f}: train loss {row['train_loss']:.4f}, "
-                f"validation loss {row['valid_loss']:.4f}, accuracy {row['valid_accuracy']:.4f}",
-                markup=False, highlight=False,
-            )  # fmt: skip
-
-        def note(self, text: str) -> None:
-            progress.console.print(f"note: {text}", markup=False, highlight=False)
-
-    return Shown()
-
-
-def _study_progress() -> Progress:
-    return Progress(
-        TextColumn("cells"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[left]}"),
-        console=errors,
-    )
-
-
-def _study_watcher(progress: Progress) -> Any:
-    from secateur.study import StudyWatcher
-
-    class Shown(StudyWatcher):
-        """Shows one bar, and a line per cell."""
-
-        def begin(self, total: int, done: int) -> None:
-            self.task = progress.add_task("cells", total=total, completed=done, left="")
-            if done:
-                self.note(f"{done} of {total} cells were finished before")
-
-        def finished(self, cell: Any, record: dict[str, Any], left_seconds: float) -> None:
-            progress.update(self.task, advance=1, left=f"about {_duration(left_seconds)} left")
-            self._say(
-                f"{cell.words()}: accuracy {record['accuracy']:.4f} "
-                f"({_duration(record['wall_seconds'])})"
-            )
-
-        def failed(self, cell: Any, reason: str) -> None:
-            self._say(f"failed: {cell.words()}: {reason}")
-
-        def note(self, text: str) -> None:
-            self._say(f"note: {text}")
-
-        def _say(self, text: str) -> None:
-            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    return Shown()
-
-
-def _duration(seconds: float) -> str:
-    """Write seconds as a person would say them."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _is_main() -> bool:
-    """Whether this is the first of the processes that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _show(metrics: dict[str, Any]) -> None:
-    """Print the before/after table."""
-    before, after = metrics["before"], metrics["after"]
-    table = Table("", "before", "after", title=metrics["technique"], title_justify="left")
-    rows = (
-        ("accuracy", "accuracy", "{:.4f}"), ("loss", "loss", "{:.4f}"),
-        ("sparsity", "sparsity", "{:.4f}"), ("parameters", "params", "{:,}"),
-        ("MACs", "macs", "{:,}"), ("bytes, dense file", "bytes_dense", "{:,}"),
-        ("bytes, packed", "bytes_packed", "{:,}"),
-    )  # fmt: skip
-    for label, key, form in rows:
-        shown = (form.format(side[key]) if key in side else "-" for side in (before, after))
-        table.add_row(label, *shown)
-    for label, key in (("latency p50", "p50_ms"), ("latency p95", "p95_ms")):
-        cells = []
-        for side in (before, after):
-            latency = side["latency"]
-            spread = f" ({latency['low_ms']:.3f} to {latency['high_ms']:.3f})"
-            cells.append(f"{latency[key]:.3f} ms" + (spread if key == "p50_ms" else ""))
-        table.add_row(label, *cells)
-    console.print(table)
-    for note in metrics["notes"]:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    if not metrics["shrunk"]:
-        console.print(
-            "Masks leave the tensors at their size: the packed file is smaller, the time is the "
-            "same. Whole channels (filter | ...) are removed for good.",
-            style="dim",
-        )
 
 
 if __name__ == "__main__":

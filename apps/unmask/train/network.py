@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTHS = (16, 32, 64, 128)
+WIDTHS = (32, 64, 128, 256)
 BLOCKS = (1, 1, 1, 1)
 NECK = 32
 

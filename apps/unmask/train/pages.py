@@ -9,8 +9,8 @@ COMMANDS = """\
 cd apps/unmask
 export PYTHONPATH=.:src
 python -m train.prepare --cache CACHE
-python -m train.train --cache CACHE --out DENSE --steps 3400
-python -m train.compress --dense DENSE --cache CACHE --out STUDENT --prune 500 --tune 800
+python -m train.train --cache CACHE --out DENSE --steps 14000
+python -m train.compress --dense DENSE --cache CACHE --out STUDENT --prune 1500 --tune 3000
 python -m train.export --dense DENSE --student STUDENT --cache CACHE --work WORK
 python -m train.folder --out FILES --pictures 120 --clips 12
 unmask evaluate FILES --labels FILES/labels.csv --json files.json
@@ -78,8 +78,8 @@ def page(result: Mapping[str, Any]) -> str:
         "the training made its own, so the figures say nothing of other methods. "
         "`unmask_detector.json` holds all numbers.\n",
         "```\n" + COMMANDS + "\n```\n",
-        "The networks that ship come from a run whose length was changed on the way (see the model "
-        "card): the commands give networks like these, not the same ones.\n",
+        "Sums are rounded otherwise on another processor: there the commands give networks like "
+        "these, not the same bits.\n",
         "## Size and time\n", _sizes(result),
         "## Swapped (self-blended) faces\n", _figures(models, "swap"),
         "## Wholly generated faces\n", _figures(models, "generated"),

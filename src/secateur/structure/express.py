@@ -103,7 +103,7 @@ class _Outcome:
         if self.fault is None:
             return float("inf")
         run = self.fault.run
-        return run.training * 1e9 + run.recording.steps.index(self.fault.node)
+        return (run.training + 2 * run.traced) * 1e9 + run.recording.steps.index(self.fault.node)
 
 
 @dataclass(frozen=True)

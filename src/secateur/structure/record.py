@@ -25,7 +25,7 @@ from secateur.errors import SecateurError
 from secateur.structure.dataless import Dataless
 from secateur.structure.nesting import each_of, flat, plain
 from secateur.structure.recording import Failure, ModuleCall, Recording
-from secateur.structure.usage import evaluating, transparent, unchanged
+from secateur.structure.usage import answering, evaluating, transparent, unchanged
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _OWN = str(Path(__file__).parent) + "/"
@@ -39,8 +39,11 @@ def record(
     real: bool = False,
     double: bool = True,
     training: bool = False,
+    traced: bool = False,
 ) -> Recording:
     """Record a forward pass of the model in eval mode, or in that of ``training``.
+
+    With ``traced``, code that asks whether it is being traced or compiled is told so.
 
     The model is left as it was. With ``double``, a batch of one becomes a batch of two, so that the
     batch can be told from dimensions of size one. Without ``real`` no data is touched. Read
@@ -59,6 +62,7 @@ def record(
         stack.enter_context(torch.inference_mode())
         if training:
             model.train()
+        stack.enter_context(answering(traced, recorder.asked))
         recorder.run(inputs, named)
     return recorder.recording
 
@@ -141,6 +145,10 @@ class _Recorder:
             call = self.failed[1] if self.failed and known else None
             path = self.recording.calls[call].path if call is not None else ""
             self.recording.failure = Failure(path, _raised_at(error), error, call)
+
+    def asked(self) -> None:
+        """Note that the code wants to know whether it is being traced."""
+        self.recording.asked = True
 
     def _input(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ from secateur.structure.terms import Term
 from secateur.structure.writer import EVENLY, CannotGraftError, make_code
 
 _MOST_ATTEMPTS = 200
+_COPIES = ("contiguous", "clone")
+_VIEWS = ("view", "reshape", "expand", "unsqueeze", "squeeze", "slice", "alias")
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class Run:
     inputs: tuple[Any, ...]
     real: bool
     training: bool = False
+    traced: bool = False
 
     def again(self, model: nn.Module) -> Recording:
         """Record the model once more, in the same way."""
         return record(model, self.inputs, real=self.real, double=self.recording.doubled,
-                      training=self.training)  # fmt: skip
+                      training=self.training, traced=self.traced)  # fmt: skip
 
 
 def again_with_data(
@@ -165,7 +168,8 @@ class _Trial:
         except _UnknownInputError:
             return None
         module = self.model.get_submodule(call.path)
-        return record(module, tuple(args), kwargs, double=False, training=run.training)
+        return record(module, tuple(args), kwargs, double=False, training=run.training,
+                      traced=run.traced)  # fmt: skip
 
     def _input(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -242,7 +246,7 @@ def departs(
     it goes the same way.
     """
     expected = run.recording.steps if expected is None else expected
-    pairs, missing, further = _aligned(expected, actual.steps)
+    pairs, missing, further = _aligned(expected, actual.steps, _needless(removal))
     for node, other in pairs:
         if not _alike(node, other):
             if run.real:
@@ -260,32 +264,37 @@ def departs(
 
 
 def _aligned(
-    expected: Sequence[fx.Node], found: Sequence[fx.Node]
+    expected: Sequence[fx.Node], found: Sequence[fx.Node], needless: Collection[str]
 ) -> tuple[list[tuple[fx.Node, fx.Node]], fx.Node | None, bool]:
-    """Pair operators in order; those that only lay entries out anew may be absent on either side.
+    """Pair operators in order; the ``needless`` ones may be absent on either side.
 
-    Code leaves them out where a size of one makes them needless. Returns the first operator that
-    has no counterpart, and whether more were found than expected.
+    Returns the first operator that has no counterpart, and whether more were found than expected.
     """
+
+    def spared(node: fx.Node) -> bool:
+        return operator_name(node) in needless
+
     pairs: list[tuple[fx.Node, fx.Node]] = []
     one = other = 0
     while one < len(expected) and other < len(found):
         node, made = expected[one], found[other]
-        if _alike(node, made) or not (_lays_out(node) or _lays_out(made)):
+        if _alike(node, made) or not (spared(node) or spared(made)):
             pairs.append((node, made))
             one, other = one + 1, other + 1
-        elif _lays_out(node):
+        elif spared(node):
             one += 1
         else:
             other += 1
-    rest = [node for node in expected[one:] if not _lays_out(node)]
+    rest = [node for node in expected[one:] if not spared(node)]
     missing = next(iter(rest), None)
-    further = any(not _lays_out(node) for node in found[other:])
+    further = any(not spared(node) for node in found[other:])
     return pairs, missing, further
 
 
-def _lays_out(node: fx.Node) -> bool:
-    return operator_name(node) in ("contiguous", "clone")
+def _needless(removal: Removal) -> tuple[str, ...]:
+    """Return the operators that code may leave out: copies, and views where an axis becomes one."""
+    lonely = any(int(mask.sum()) == 1 for mask in removal.kept.values())
+    return _COPIES + _VIEWS if lonely else _COPIES
 
 
 def _alike(node: fx.Node, other: fx.Node) -> bool:

@@ -284,7 +284,7 @@ def _apply(model: nn.Module, masks: Mapping[str, Tensor], undo: Undo) -> None:
     for name, mask in masks.items():
         parameter = parameters[name]
         data, kept = parameter.data, mask.to(parameter.device, torch.bool)
-        if torch.count_nonzero(torch.where(kept, 0, data)):
+        if bool(((data != 0) > kept).any()):
             masked = data.masked_fill(~kept, 0)
             undo.add(lambda parameter=parameter, data=data: setattr(parameter, "data", data))  # type: ignore[misc]
             parameter.data = masked

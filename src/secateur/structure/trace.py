@@ -14,6 +14,7 @@ from secateur.errors import SecateurError
 from secateur.structure.express import pin_what_code_cannot_express
 from secateur.structure.infer import infer
 from secateur.structure.record import record, record_best
+from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal
 from secateur.structure.repair import Run, again_with_data
 from secateur.structure.rules import Findings
@@ -163,7 +164,11 @@ def positional(example_inputs: Any) -> tuple[Any, ...]:
 def _runs(
     model: nn.Module, inputs: tuple[Any, ...], findings: Findings, held: dict[str, list[Term]]
 ) -> tuple[Run, ...]:
-    """Record in eval mode, and in training mode too where that uses further parameters."""
+    """Record in eval mode; in training mode too where that uses further parameters.
+
+    Code that asks whether it is being traced is also recorded while it is told so: torch.export and
+    torch.compile take that way.
+    """
     recording, real = record_best(model, inputs)
     runs = [Run(recording, inputs, real)]
     infer(recording, findings, held)
@@ -173,7 +178,16 @@ def _runs(
         if other is not None and other.failure is None:
             runs.append(Run(other, inputs, real, training=True))
             infer(other, findings, held)
+    if recording.asked and not real:
+        other = record(model, inputs, double=recording.doubled, traced=True)
+        if other.failure is None and _operators(other) != _operators(recording):
+            runs.append(Run(other, inputs, real, traced=True))
+            infer(other, findings, held)
     return tuple(runs)
+
+
+def _operators(recording: Recording) -> list[Any]:
+    return [node.target for node in recording.steps]
 
 
 def _pin_without_parameters(held: dict[str, list[Term]], names: frozenset[str]) -> None:

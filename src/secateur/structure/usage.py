@@ -7,7 +7,7 @@ used: in a module's forward, through ``torch.nn.functional``, or inside an atten
 from __future__ import annotations
 
 import contextlib
-import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,8 +23,10 @@ from torch.utils.flop_counter import flop_registry
 from secateur.structure.weights import PrunableWeight
 
 _MATRIX_AT = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}
-
-
+_TRACING = (
+    (torch.compiler, "is_compiling"), (torch.compiler, "is_dynamo_compiling"),
+    (torch.compiler, "is_exporting"), (torch.jit, "is_tracing"),
+)  # fmt: skip
 _CONTAINERS = (dict, OrderedDict, list, set)
 
 
@@ -163,13 +165,37 @@ def transparent(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def answering(traced: bool, asked: Callable[[], None]) -> Iterator[None]:
+    """Tell the model's code whether it is being traced, where it asks PyTorch; note that it did."""
+    places = [(module, name, vars(module)[name]) for module, name in _TRACING]
+
+    def answer(own: Callable[[], bool]) -> Callable[[], bool]:
+        def question() -> bool:
+            who = sys._getframe(1).f_globals.get("__name__", "")
+            if who.partition(".")[0] == "torch":
+                return own()
+            asked()
+            return traced or own()
+
+        return question
+
+    try:
+        for module, name, own in places:
+            setattr(module, name, answer(own))
+        yield
+    finally:
+        for module, name, own in places:
+            setattr(module, name, own)
+
+
+@contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Put back the attributes that a pass sets on the modules, and what it stores in containers."""
     held: list[tuple[Any, Any]] = []
     for module in model.modules():
         attributes = vars(module)
         plainly = (each for each in attributes.values() if type(each) in _CONTAINERS)
-        held += [(each, copy.copy(each)) for each in (attributes, *plainly)]
+        held += [(each, each.copy()) for each in (attributes, *plainly)]
     try:
         yield
     finally:
