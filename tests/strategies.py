@@ -147,11 +147,15 @@ def updates(draw: st.DrawFn) -> Update:
     survivors = draw(st.sampled_from(sorted(SURVIVORS)))
     rewinds = survivors == "rewind"
     fates = [fate for fate in sorted(OPTIMIZER) if rewinds or fate != "rewind"]
+    if survivors == "compensate":
+        fates.remove("rewind_rate")
+    fate = draw(st.sampled_from(fates))
+    rewinds = rewinds or fate == "rewind_rate"
     return Update(
         survivors,
         draw(st.none() | st.integers(0, 10**9)) if rewinds else None,
         draw(st.sampled_from(sorted(REMOVED))),
-        draw(st.sampled_from(fates)),
+        fate,
     )
 
 

@@ -134,6 +134,7 @@ def full_evidence(
         output_rank=tensor(groups, outputs, 1, *ones).abs(),
         output_independence=tensor(groups, outputs, 1, *ones).abs(),
         input_spread=tensor(groups, 1, inputs, *ones).abs(),
+        learned=tensor(*weight.shape),
         norm_scale=tensor(groups, outputs, 1, *ones),
         generator=generator,
     )

@@ -70,7 +70,8 @@ RUNNING = [
 
 
 def test_every_objective_runs() -> None:
-    assert {text.partition("(")[0] for text in RUNNING} == set(OBJECTIVES) - {"none"}
+    elsewhere = {"none", "gates"}  # gates: test_gates.py
+    assert {text.partition("(")[0] for text in RUNNING} == set(OBJECTIVES) - elsewhere
     assert not any(lacks(Technique.parse(TEXT.format("agp", text))) for text in RUNNING)
 
 

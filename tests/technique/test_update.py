@@ -29,6 +29,10 @@ def test_text_reads_back(update: Update) -> None:
         ("rewind(optimizer=rewind, step=5)", "rewind(step=5, optimizer=rewind)"),
         ("keep(removed=frozen, optimizer=keep)", "keep"),
         ("reinitialise(optimizer=reset)", "reinitialise(optimizer=reset)"),
+        ("keep(optimizer=rewind_rate)", "keep(step=0, optimizer=rewind_rate)"),
+        ("keep(20, removed=held, optimizer=rewind_rate)",
+         "keep(step=20, removed=held, optimizer=rewind_rate)"),
+        ("fixed(removed=held)", "fixed(removed=held)"),
     ],
 )
 def test_canonical_texts(text: str, canonical: str) -> None:
@@ -44,9 +48,11 @@ def test_canonical_texts(text: str, canonical: str) -> None:
         ("rewind(step=-1)", "count >= 0"),
         ("rewind(step=0.5)", "count >= 0"),
         ("rewind(steps=5)", "did you mean step"),
-        ("keep(removed=dead)", "frozen, learning, straight_through"),
+        ("keep(removed=dead)", "frozen, held, learning, straight_through"),
         ("keep(optimizer=clear)", "keep, reset, rewind"),
         ("keep(optimizer=rewind)", "goes with rewind"),
+        ("compensate(optimizer=rewind_rate)", "write keep(optimizer=rewind_rate)"),
+        ("fixed(step=2)", "no meaning"),
         ("3", "expected a name"),
     ],
 )

@@ -10,8 +10,10 @@ import torch
 
 from secateur.errors import SecateurError
 from secateur.sparsify.memory import Memory, remember_model
+from secateur.sparsify.updates import hold
 from secateur.technique import Schedule, Technique
 from secateur.technique.syntax import count
+from secateur.technique.update import HIDDEN
 
 if TYPE_CHECKING:
     from secateur.sparsify.sparsifier import Sparsifier
@@ -90,13 +92,15 @@ class Attachment:
 
         The learning rate waits until here, as its scheduler moves it after the step before.
         """
-        self.sparsifier.reveal()
+        self.sparsifier._before_step(self.optimizer)
         memory = self.sparsifier._memory
         update = self.sparsifier.technique.update
-        if update.optimizer != "rewind" or self.scheduler is None:
+        alone = update.optimizer == "rewind_rate"
+        if not alone and (update.optimizer != "rewind" or self.scheduler is None):
             return
         if memory.returning and memory.scheduler is not None:
-            self.scheduler.load_state_dict(copy.deepcopy(memory.scheduler["state"]))
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(copy.deepcopy(memory.scheduler["state"]))
             for group, settings in zip(
                 self.optimizer.param_groups, memory.scheduler["groups"], strict=True
             ):
@@ -107,11 +111,12 @@ class Attachment:
                 {name: value for name, value in group.items() if name != "params"}
                 for group in self.optimizer.param_groups
             ]
-            state = self.scheduler.state_dict()
+            state = self.scheduler.state_dict() if self.scheduler is not None else None
             memory.scheduler = copy.deepcopy({"state": state, "groups": groups})
 
     def _after_step(self, *_: Any) -> None:
         memory = self.sparsifier._memory
+        hold(self.sparsifier.model, memory)
         if self.holds:
             self.sparsifier.reapply()
             return
@@ -122,9 +127,11 @@ class Attachment:
             self.sparsifier._look()
         if memory.step <= self.total and self._due(memory):
             self.sparsifier.step(memory.step / self.total)
+        elif self.sparsifier._gated:
+            self.sparsifier.apply()
         elif self.sparsifier.technique.update.removed == "frozen" or memory.settled:
             self.sparsifier.reapply()
-        elif self.sparsifier.technique.update.removed == "straight_through":
+        elif self.sparsifier.technique.update.removed in HIDDEN:
             self.sparsifier.apply()
 
     def _check_objective(self) -> None:

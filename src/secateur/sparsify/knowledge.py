@@ -15,6 +15,7 @@ from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Entry
 from secateur.sparsify.scoring import score_units, widen
 from secateur.sparsify.setup import Prunable, Setup
+from secateur.sparsify.sites import learned_of
 from secateur.sparsify.statistics import Loss, Statistics, collect, mean_loss, reiterable
 from secateur.technique import Criterion, Evidence, Technique
 from secateur.technique.criteria import REDUCERS
@@ -78,6 +79,8 @@ class Knowledge:
                 known[need] = weight.view(stored.to(parameter.device))
             elif need == "gradient":
                 known[need] = weight.view(_training_gradient(parameter, weight.parameter))
+            elif need == "learned":
+                known[need] = learned_of(self.setup, prunable, memory.learned)
             elif need == "norm_scale":
                 known[need] = self._norm_scale(prunable)
         return Evidence(**known)
@@ -103,7 +106,7 @@ class Knowledge:
         return REDUCERS.get("mean").function(*entry.units.rows(widen(source).abs()))
 
     def _statistics(self) -> Statistics:
-        needs = self.needs - {"saved", "previous", "norm_scale"}
+        needs = self.needs - {"saved", "previous", "learned", "norm_scale"}
         if not needs or self.data is None:
             return {}
         weights = [prunable.weight for prunable in self.setup.prunables]

@@ -22,9 +22,12 @@ class Memory:
     ``saved`` and ``previous`` hold prunable parameters by name, ``rewind`` the whole model's state
     at the step of a rewind, ``optimizer`` and ``scheduler`` theirs, and ``returning`` that they
     are to go back at the next step; ``vectors`` what biases, scales and shifts were when they were
-    removed; ``shadow`` what removed weights hold while they learn straight through; ``damage`` the
-    measured loss increase per layer; ``claimed`` the share claimed last, and ``settled`` that it
-    will not change again; ``step`` and ``total`` count optimiser steps.
+    removed; ``shadow`` what removed weights hold while they learn straight through or wait;
+    ``learned`` the numbers that are trained beside the weights, ``dense`` the parameters' own
+    values while the forward pass uses something else, and ``noise`` what it drew; ``fixed`` the
+    values that training must not change; ``damage`` the measured loss increase per layer;
+    ``claimed`` the share claimed last, and ``settled`` that it will not change again; ``step`` and
+    ``total`` count optimiser steps.
     """
 
     generator: Tensor
@@ -36,6 +39,10 @@ class Memory:
     returning: bool = False
     vectors: dict[str, Tensor] = field(default_factory=dict)
     shadow: dict[str, Tensor] = field(default_factory=dict)
+    learned: dict[str, Tensor] = field(default_factory=dict)
+    dense: dict[str, Tensor] = field(default_factory=dict)
+    noise: dict[str, Tensor] = field(default_factory=dict)
+    fixed: dict[str, Tensor] = field(default_factory=dict)
     damage: dict[str, float] = field(default_factory=dict)
     claimed: float | None = None
     settled: bool = False
@@ -58,6 +65,10 @@ class Memory:
             ("rewind", self.rewind, state, False),
             ("vectors", self.vectors, own, False),
             ("shadow", self.shadow, own, False),
+            ("learned", self.learned, like.learned, True),
+            ("dense", self.dense, own, False),
+            ("noise", self.noise, like.learned, False),
+            ("fixed", self.fixed, own, False),
         ]
         for what, found, expected, complete in shapes:
             _check_tensors(what, found, expected, complete)
@@ -111,6 +122,10 @@ def initial_memory(model: nn.Module, technique: Technique, setup: Setup, seed: i
             kept.update({name: parameters[name].detach().clone() for name in sorted(names)})
     if technique.update.survivors == "rewind" and technique.update.step == 0:
         remember_model(model, memory)
+    if technique.update.survivors == "sign":
+        remember_model(model, memory)
+    if technique.update.survivors == "fixed":
+        memory.fixed = {name: value.detach().clone() for name, value in parameters.items()}
     return memory
 
 

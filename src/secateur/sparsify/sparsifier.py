@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.sparsify import updates
+from secateur.sparsify import hiding, updates
 from secateur.sparsify.attachment import Attachment
 from secateur.sparsify.budget import Budget, count_kept
 from secateur.sparsify.coupled import CoupledEngine
 from secateur.sparsify.engine import Engine
+from secateur.sparsify.gates import Gates
 from secateur.sparsify.given import positional, unwrap
 from secateur.sparsify.latency import fit_latency
 from secateur.sparsify.memory import initial_memory
@@ -29,6 +30,7 @@ from secateur.sparsify.terms import Teacher, make_term
 from secateur.structure import Trace, shrink
 from secateur.technique import Technique
 from secateur.technique.catalogue import find_technique
+from secateur.technique.update import HIDDEN
 
 _SHRUNK = "the model's tensors have other sizes than its masks: after shrink, make a new Sparsifier"
 
@@ -105,10 +107,14 @@ class Sparsifier:
             self._setup = self._fitted(self.budget.value, inputs, options)
         kind = CoupledEngine if self._setup.groups else Engine
         self._engine = kind(self.model, self.technique, self._setup, data, loss, seed)
-        self._term = make_term(self._engine, self.technique, teacher)
+        gated = self.technique.criteria.gate is not None
+        self._gates = Gates(self.model, self.technique, self._setup) if gated else None
+        self._term = make_term(self._engine, self.technique, teacher, self._gates)
         self._term_added = False
         self._masks = self._engine.open_masks()
         self._memory = initial_memory(self.model, self.technique, self._setup, seed)
+        if self._gates is not None:
+            self._gates.begin(self._memory, seed)
         self._attachment: Attachment | None = None
         self._applied: list[tuple[nn.Module, str, Tensor]] = []
         self._zeroed: dict[str, Tensor] = {}
@@ -190,7 +196,7 @@ class Sparsifier:
             return nothing
         if self._term.penalises:
             self._refuse_shrunk()
-        self._term.held = self._memory.shadow
+        self._term.follow(self._memory, self.progress)
         weight = self.technique.objective.at(self.progress)
         return nothing if weight == 0 else nothing + weight * self._term.value(outputs, inputs)
 
@@ -207,6 +213,7 @@ class Sparsifier:
             )
         self._refuse_shrunk()
         self._follow_devices()
+        gated = self._gated
         changed, planned = 0, self._engine.rounds(self._memory, progress)
         for number, share in enumerate(planned, 1):
             self.reveal()
@@ -214,14 +221,22 @@ class Sparsifier:
             result = self._engine.update(self._masks, self._memory, progress, share)
             changed += result.changed
             self._memory.settled = self.technique.schedule.settles(progress)
-            self._exchange(before)
+            with torch.no_grad():
+                back = self.technique.update.removed == "frozen"
+                hiding.exchange(self.model, self._memory, before, self._masks, back)
             self._refresh()
             if number < len(planned):
                 self.apply()
         result = replace(result, changed=changed)
+        if gated and not self._gated and self._gates is not None:
+            with torch.no_grad():
+                self._gates.settle(self._memory)
         if result.changed and (progress < 1 or self._attachment is None):
             optimizer = self._attachment.optimizer if self._attachment else None
-            updates.after_removal(self.model, self.technique.update, self._memory, optimizer)
+            pruned = [prunable.weight.parameter for prunable in self._setup.prunables]
+            updates.after_removal(
+                self.model, self.technique.update, self._memory, optimizer, pruned
+            )
         self.apply()
         self._engine.remember(self._memory, result)
         self._last = result
@@ -240,32 +255,46 @@ class Sparsifier:
     def apply(self) -> None:
         """Set the removed entries of the model's parameters to zero, whatever they hold.
 
-        Where they learn straight through, what they hold is kept aside.
+        Where they learn straight through, or wait, what they hold is kept aside; where the
+        criterion learns, the other entries become what its gate makes of them.
         """
         with torch.no_grad():
-            self._hide()
+            if self._gated and self._gates is not None and not self._memory.dense:
+                self._gates.hide(self._memory, self._masks, self.progress)
+            memory = self._memory
+            hides = self.technique.update.removed in HIDDEN and not memory.settled
+            if hides and not memory.shadow:
+                hiding.hide(self.model, memory, self._zeroed)
             for parameter, mask in self._current():
                 parameter.masked_fill_(mask == 0, 0)
 
-    def _hide(self) -> None:
-        """Keep aside what removed entries hold, unless that was done or is not wanted."""
-        memory = self._memory
-        if self.technique.update.removed != "straight_through" or memory.settled or memory.shadow:
-            return
-        for name, mask in self._zeroed.items():
-            memory.shadow[name] = self.model.get_parameter(name).detach() * ~mask
-
     def reveal(self) -> None:
-        """Give removed entries that learn straight through what they hold.
+        """Give removed entries that learn straight through, or wait, what they hold.
 
         The optimiser then moves it by the gradient at zero, which is the straight-through one.
         """
         with torch.no_grad():
-            for name, held in self._memory.shadow.items():
-                parameter = self.model.get_parameter(name)
-                value = held.to(parameter.device)
-                parameter.copy_(torch.where(value != 0, value, parameter))
-        self._memory.shadow.clear()
+            hiding.show(self.model, self._memory)
+            if self._gates is not None:
+                self._gates.show(self._memory)
+
+    @property
+    def _gated(self) -> bool:
+        """Whether the forward pass uses what a gate makes of the weights."""
+        following = self._attachment is not None and not self._memory.settled
+        return self._gates is not None and following
+
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the gradients back to what is trained, and show the optimiser what it trains."""
+        if self._gates is not None and self._memory.dense:
+            objective = self.technique.objective
+            weight = objective.at(self.progress) if objective.name == "gates" else 0.0
+            with torch.no_grad():
+                self._gates.learn(self._memory, self._masks, optimizer, self.progress, weight)
+        if self.technique.update.removed == "held":
+            with torch.no_grad():
+                hiding.stop_learning(self.model, self._memory, self._masks)
+        self.reveal()
 
     def reapply(self) -> None:
         """Set removed entries to zero after an optimiser's step; faster, for finite values."""
@@ -342,22 +371,6 @@ class Sparsifier:
         the masks remove.
         """
         take_state(self, state)
-
-    def _exchange(self, before: Mapping[str, Tensor]) -> None:
-        """Remember what goes and give it back where it returns.
-
-        A filter whose scale and shift came back as zero could never learn again, nor could a
-        channel that is zero in all layers that share it.
-        """
-        frozen = self.technique.update.removed == "frozen"
-        with torch.no_grad():
-            for name, kept_before in before.items():
-                vector, kept = self.model.get_parameter(name), self._masks[name]
-                stored = self._memory.vectors.setdefault(name, torch.zeros_like(vector.detach()))
-                went, came = kept_before & ~kept, kept & ~kept_before
-                stored[went] = vector[went]
-                if frozen:
-                    vector[came] = stored[came]
 
     def _refresh(self) -> None:
         """List the parameters that have something removed, with masks ready to multiply by.

@@ -14,6 +14,7 @@ from secateur.compress.distil import answer_distance, ask, freeze
 from secateur.compress.regularise import group_lasso, l1, masked_l2
 from secateur.errors import SecateurError
 from secateur.sparsify.engine import Engine
+from secateur.sparsify.gates import Gates
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.scoring import widen
 from secateur.technique import Objective, Technique
@@ -37,6 +38,10 @@ class Term:
 
     def look(self, masks: Mapping[str, Tensor], memory: Memory, progress: float) -> None:
         """Take notice of the masks, as they are at a share of training done."""
+
+    def follow(self, memory: Memory, progress: float) -> None:  # noqa: ARG002
+        """Take notice of a training step that is about to happen."""
+        self.held = memory.shadow
 
     def state(self) -> dict[str, Any] | None:
         """Return what a resumed run has to know, None where that is nothing."""
@@ -218,7 +223,33 @@ class GrowingL2(Term):
         self.condemned = None if found is None else {n: m.clone() for n, m in found.items()}
 
 
-def make_term(engine: Engine, technique: Technique, teacher: Teacher | None) -> Term | None:
+class GatePenalty(Term):
+    """What the criterion's gate asks of its learned numbers.
+
+    Its gradient reaches them when the optimiser steps, so that the value given here has none.
+    """
+
+    penalises = True
+
+    def __init__(self, gates: Gates) -> None:
+        self.gates = gates
+        self.memory: Memory | None = None
+        self.progress = 0.0
+
+    def follow(self, memory: Memory, progress: float) -> None:
+        """Note where the learned numbers are."""
+        self.memory, self.progress = memory, progress
+
+    def value(self, *_answered: Any) -> Tensor:
+        """Return the term for the numbers as they are; nothing once the gates have settled."""
+        if self.memory is None or self.memory.settled:
+            return torch.zeros(())
+        return self.gates.penalty(self.memory, self.progress)
+
+
+def make_term(
+    engine: Engine, technique: Technique, teacher: Teacher | None, gates: Gates | None = None
+) -> Term | None:
     """Return the term of a technique's objective, None where nothing is added to the loss.
 
     Raises SecateurError for a teacher that is not asked for, or is none.
@@ -230,6 +261,13 @@ def make_term(engine: Engine, technique: Technique, teacher: Teacher | None) -> 
         )
     if teacher is not None and not callable(teacher):
         raise SecateurError(f"the teacher is a {type(teacher).__name__}: expected a model")
+    if objective.name == "gates":
+        if gates is None:
+            raise SecateurError(
+                f"the objective '{objective}' is about trained scores, and '{technique.criteria}' "
+                "trains none: choose a criterion such as hard_concrete, or another objective"
+            )
+        return GatePenalty(gates)
     if objective.name == "distillation":
         return Distillation(engine.model, objective, teacher)
     if objective.name == "group_lasso":

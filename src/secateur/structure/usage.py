@@ -167,7 +167,7 @@ def transparent(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def answering(traced: bool, asked: Callable[[], None]) -> Iterator[None]:
     """Tell the model's code whether it is being traced, where it asks PyTorch; note that it did."""
-    places = [(module, name, vars(module)[name]) for module, name in _TRACING]
+    places = [(each, name, vars(each)[name]) for each, name in _TRACING if hasattr(each, name)]
 
     def answer(own: Callable[[], bool]) -> Callable[[], bool]:
         def question() -> bool:

@@ -15,6 +15,7 @@ OBJECTIVES: dict[str, str] = {
     "group_lasso": "the sum of the units' L2 norms",
     "l1_scale": "the L1 norm of the norms' scales",
     "growing_l2": "an L2 term on the condemned units that grows",
+    "gates": "what the criterion's gates ask of the numbers that they learn",
     "distillation": "the distance to a teacher's answers",
 }
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -12,17 +12,24 @@ SURVIVORS: dict[str, str] = {
     "keep": "survivors keep their values",
     "rewind": "after each removal, survivors return to their values at a training step",
     "reinitialise": "after each removal, survivors get fresh initial values",
+    "fixed": "no parameter is trained, and only the masks change",
+    "sign": "after the removal, survivors become constants with their first signs, and stay so",
     "compensate": "survivors are changed to make up for what was removed",
 }
 REMOVED: dict[str, str] = {
     "frozen": "removed weights are zero and stay zero",
     "learning": "removed weights are zeroed at each update and learn on in between",
+    "held": "removed weights are zero in the forward pass and wait with the values they had",
     "straight_through": "removed weights are zero in the forward pass and learn all the same",
 }
+HIDDEN = frozenset({"held", "straight_through"})
+"""The fates under which removed weights keep values that the forward pass does not see."""
+
 OPTIMIZER: dict[str, str] = {
     "keep": "the optimiser keeps its state",
     "reset": "the optimiser's state is cleared after each removal",
     "rewind": "the optimiser's state and learning rate return with the survivors",
+    "rewind_rate": "the learning rate alone returns to where it was at a training step",
 }
 
 
@@ -30,7 +37,7 @@ OPTIMIZER: dict[str, str] = {
 class Update:
     """What happens at each removal, beside the removal.
 
-    ``step`` is the optimiser step that ``rewind`` returns to.
+    ``step`` is the optimiser step that ``rewind`` and ``rewind_rate`` return to.
 
     >>> str(Update.parse("rewind(step=500, optimizer=reset)"))
     'rewind(step=500, optimizer=reset)'
@@ -49,12 +56,18 @@ class Update:
         ):
             if value not in accepted:
                 raise SecateurError(f"unknown {what} '{value}': {suggestion(value, accepted)}")
-        if self.survivors == "rewind" and self.step is None:
+        returns = self.survivors == "rewind" or self.optimizer == "rewind_rate"
+        if returns and self.step is None:
             object.__setattr__(self, "step", 0)
         if self.step is not None:
-            if self.survivors != "rewind":
+            if not returns:
                 raise SecateurError(f"update {self.survivors}: step= has no meaning without rewind")
             count(self.step, "update rewind: step", least=0)
+        if self.optimizer == "rewind_rate" and self.survivors == "compensate":
+            raise SecateurError(
+                "compensate is for networks that are not trained on, and optimizer=rewind_rate "
+                "trains on: write keep(optimizer=rewind_rate)"
+            )
         if self.optimizer == "rewind" and self.survivors != "rewind":
             raise SecateurError("optimizer=rewind goes with rewind(step=...) only")
 

@@ -67,16 +67,16 @@ def test_every_missing_capability_is_asked_for() -> None:
 
 
 def test_a_missing_capability_without_a_name_is_refused() -> None:
-    fields: dict[str, Any] = ENTRIES[0].fields() | {"missing": ["learned_score"]}
-    with pytest.raises(SecateurError, match=r"lacks 'learned_score'.*learned_scores"):
+    fields: dict[str, Any] = ENTRIES[0].fields() | {"missing": ["rotations"]}
+    with pytest.raises(SecateurError, match=r"lacks 'rotations'.*rotation"):
         CatalogueEntry.from_fields("mine", fields)
 
 
 def test_what_lacks_something_is_described_and_not_run() -> None:
-    with pytest.raises(SecateurError, match="'edge_popup' cannot run yet: it needs learned_scores"):
-        find_technique("edge_popup")
-    entry = find_entry("edge_popup")
-    assert entry is not None and find_technique("edge_popup", described=True) == entry.technique
+    with pytest.raises(SecateurError, match="'slicegpt' cannot run yet: it needs rotation"):
+        find_technique("slicegpt")
+    entry = find_entry("slicegpt")
+    assert entry is not None and find_technique("slicegpt", described=True) == entry.technique
     assert find_entry("weight | local | magnitude | one_shot") is None
     with pytest.raises(SecateurError, match=r"no technique is named 'edge_pop'.*edge_popup"):
         find_technique("edge_pop")

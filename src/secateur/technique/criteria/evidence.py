@@ -21,6 +21,7 @@ NEEDS: dict[str, str] = {
     "output_rank": "the mean rank of each output channel's map",
     "output_independence": "the fall of the maps' nuclear norm without each output channel",
     "input_spread": "the standard deviation of each input channel over the data",
+    "learned": "a number per unit that is trained with the weights",
     "norm_scale": "the scale of the norm that follows the layer, found by data flow",
 }
 """What a criterion may ask for beside the weight itself."""
@@ -64,6 +65,7 @@ class Evidence:
     output_rank: Tensor | None = None
     output_independence: Tensor | None = None
     input_spread: Tensor | None = None
+    learned: Tensor | None = None
 
     def get(self, need: str) -> Tensor:
         """Return one piece of evidence, which the engine has made sure is there."""

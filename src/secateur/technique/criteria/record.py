@@ -22,6 +22,7 @@ from torch import Tensor
 
 from secateur.errors import SecateurError, suggestion
 from secateur.technique.criteria.evidence import NEEDS
+from secateur.technique.criteria.gate import Gate
 from secateur.technique.registry import Registry
 
 Function = Callable[..., Tensor]
@@ -33,7 +34,8 @@ class CriterionRecord:
     """A named criterion: its function, one sentence, its paper, and what it needs.
 
     ``moves`` says that it looks at how weights have moved, so that before the first step of a
-    training all its scores are equal.
+    training all its scores are equal. ``gate`` says how what it has ``learned`` enters the forward
+    pass.
     """
 
     name: str
@@ -46,6 +48,7 @@ class CriterionRecord:
     parameters: tuple[tuple[str, Any], ...]
     aliases: tuple[str, ...] = ()
     moves: bool = False
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ def criterion(
     reduce: str = "mean",
     aliases: tuple[str, ...] = (),
     moves: bool = False,
+    gate: Gate | None = None,
 ) -> Callable[[Function], Function]:
     """Register a criterion under a name; see this module's text for what the function gets.
 
-    Raises SecateurError for a taken name, an unknown need, or an unknown level.
+    Raises SecateurError for a taken name, an unknown need, an unknown level, and for a gate without
+    the need ``learned`` or the need without a gate.
     """
     for need in needs:
         if need not in NEEDS:
@@ -87,10 +92,13 @@ def criterion(
     if level not in ("weight", "unit"):
         raise SecateurError(f"criterion '{name}': level is 'weight' or 'unit', not '{level}'")
 
+    if (gate is None) == ("learned" in needs):
+        raise SecateurError(f"criterion '{name}': a gate= and the need 'learned' go together")
+
     def register(function: Function) -> Function:
         pairs = _parameters(function, skip=1 if level == "weight" else 2)
         record = CriterionRecord(
-            name, function, summary, source, needs, level, reduce, pairs, aliases, moves
+            name, function, summary, source, needs, level, reduce, pairs, aliases, moves, gate
         )
         if name in MODIFIERS:
             raise SecateurError(f"criterion '{name}' exists already as a modifier")

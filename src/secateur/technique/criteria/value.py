@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from secateur.errors import SecateurError, suggestion
+from secateur.technique.criteria.gate import Gate
 from secateur.technique.criteria.record import (
     CRITERIA,
     MODIFIERS,
@@ -109,6 +110,16 @@ class Criterion:
         if self.inner is not None:
             return self.inner.moves
         return CRITERIA.get(self.name).moves
+
+    @property
+    def innermost(self) -> Criterion:
+        """The criterion that all modifiers around it change."""
+        return self if self.inner is None else self.inner.innermost
+
+    @property
+    def gate(self) -> Gate | None:
+        """How what the criterion has learned enters the forward pass, None where nothing does."""
+        return CRITERIA.get(self.innermost.name).gate
 
     def words(self) -> str:
         """Say in words what is scored."""
