@@ -17,6 +17,7 @@ from secateur.technique import (
     Technique,
     Update,
 )
+from secateur.technique.compensation import METHODS, Compensation
 from secateur.technique.context import ALLOCATIONS, POOLS
 from secateur.technique.criteria import CRITERIA, MODIFIERS, NORMALIZERS, REDUCERS
 from secateur.technique.granularity import AXES, REMAINDERS
@@ -146,8 +147,9 @@ def schedules(draw: st.DrawFn) -> Schedule:
 def updates(draw: st.DrawFn) -> Update:
     survivors = draw(st.sampled_from(sorted(SURVIVORS)))
     rewinds = survivors == "rewind"
+    compensates = survivors == "compensate"
     fates = [fate for fate in sorted(OPTIMIZER) if rewinds or fate != "rewind"]
-    if survivors == "compensate":
+    if compensates:
         fates.remove("rewind_rate")
     fate = draw(st.sampled_from(fates))
     rewinds = rewinds or fate == "rewind_rate"
@@ -156,7 +158,18 @@ def updates(draw: st.DrawFn) -> Update:
         draw(st.none() | st.integers(0, 10**9)) if rewinds else None,
         draw(st.sampled_from(sorted(REMOVED))),
         fate,
+        compensation=draw(compensations()) if compensates else None,
     )
+
+
+@st.composite
+def compensations(draw: st.DrawFn) -> Compensation:
+    method = draw(st.sampled_from(sorted(METHODS)))
+    drawn: dict[str, Any] = {}
+    for key in METHODS[method].settings:
+        whole = key in ("block", "steps")
+        drawn[key] = draw(st.none() | (st.integers(1, 10**6) if whole else st.floats(0, 1e6)))
+    return Compensation(method, **drawn)
 
 
 @st.composite

@@ -135,6 +135,11 @@ def full_evidence(
         output_independence=tensor(groups, outputs, 1, *ones).abs(),
         input_spread=tensor(groups, 1, inputs, *ones).abs(),
         learned=tensor(*weight.shape),
+        surgeon=tensor(*weight.shape),
+        elimination=tensor(*weight.shape).abs(),
+        greedy=tensor(groups, 1, inputs, *ones).abs(),
+        lasso=tensor(groups, 1, inputs, *ones).abs(),
+        fisher_surgeon=tensor(*weight.shape),
         norm_scale=tensor(groups, outputs, 1, *ones),
         generator=generator,
     )

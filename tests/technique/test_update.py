@@ -33,6 +33,10 @@ def test_text_reads_back(update: Update) -> None:
         ("keep(20, removed=held, optimizer=rewind_rate)",
          "keep(step=20, removed=held, optimizer=rewind_rate)"),
         ("fixed(removed=held)", "fixed(removed=held)"),
+        ("compensate", "compensate(exact)"),
+        ("compensate(sparsegpt, block=128)", "compensate(sparsegpt)"),
+        ("compensate(exact, damping=0.5, optimizer=reset)",
+         "compensate(exact, damping=0.5, optimizer=reset)"),
     ],
 )
 def test_canonical_texts(text: str, canonical: str) -> None:
@@ -51,9 +55,17 @@ def test_canonical_texts(text: str, canonical: str) -> None:
         ("keep(removed=dead)", "frozen, held, learning, straight_through"),
         ("keep(optimizer=clear)", "keep, reset, rewind"),
         ("keep(optimizer=rewind)", "goes with rewind"),
-        ("compensate(optimizer=rewind_rate)", "write keep(optimizer=rewind_rate)"),
+        ("compensate(exact, optimizer=rewind_rate)", "write keep(optimizer=rewind_rate)"),
         ("fixed(step=2)", "no meaning"),
         ("3", "expected a name"),
+        ("compensate(sparsgpt)", "did you mean sparsegpt"),
+        ("compensate(bias, damping=1)", "has no 'damping'"),
+        ("compensate(exact, damping=-1)", ">= 0"),
+        ("compensate(sparsegpt, block=0)", "count >= 1"),
+        ("compensate(exact, dampening=1)", "did you mean damping"),
+        ("compensate(0.1)", "name of a method"),
+        ("compensate(sparsegpt(block=3))", "key=value"),
+        ("compensate(exact, damping=none)", "not a number"),
     ],
 )
 def test_wrong_texts(text: str, accepted: str) -> None:

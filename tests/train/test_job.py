@@ -160,7 +160,7 @@ def test_resume_refuses_other_settings_and_damage(tmp_path: Path) -> None:
         ({"sparsity": 90}, "write 0.9"),
         ({"technique": "filter | global | magnitude"}, "four to six parts"),
         ({"technique": "one_cicle"}, "did you mean one_cycle"),
-        ({"technique": "weight | global | magnitude | agp | compensate"}, "cannot run yet"),
+        ({"technique": "amc"}, "cannot run yet"),
         ({"technique": f"{DISTILLED}"}, "learns from a teacher"),
         ({"sparsity": 0.5, "macs": 0.5}, "one budget"),
         ({"epochs": 0}, "at least 1"),

@@ -12,8 +12,6 @@ def lacks(technique: Technique) -> tuple[str, ...]:
     ('compensate: solving for survivors that make up for what was removed',)
     """
     missing = []
-    if technique.update.survivors == "compensate":
-        missing.append("compensate: solving for survivors that make up for what was removed")
     pace = Schedule.parse(technique.objective.schedule)
     if pace.every is not None or pace.epochs is not None or pace.mask != MaskDynamics():
         missing.append(f"{pace}: an objective's weight that moves otherwise than at every step")

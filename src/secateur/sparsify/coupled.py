@@ -111,6 +111,7 @@ class CoupledEngine(Engine):
             mask.fill_(True)
         for group, mask in zip(self.groups, kept, strict=True):
             group.write(masks, mask)
+        self.compensator.solve(masks, statistics)
         memory.generator = generator.get_state()
         memory.claimed = claimed
         return self._outcome(progress, claimed, kept, removed, shortfall)

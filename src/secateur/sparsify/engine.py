@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import SecateurError
 from secateur.sparsify.allocation import Layer, shares
 from secateur.sparsify.budget import count_kept, mask_overhead
+from secateur.sparsify.compensation import Chosen
 from secateur.sparsify.knowledge import Knowledge
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Choice, Entry, choose
@@ -118,14 +120,8 @@ class Engine(Knowledge):
         for _ in range(_PACKING_ROUNDS):
             claim = self._claim(claimed, schedule.time(progress), overhead)
             entries = self._entries(claim, removed, memory, statistics, generator)
-            choice = choose(
-                self.technique,
-                entries,
-                claim.amount,
-                claim.time,
-                exact_total=self.currency != "sparsity",
-                rising=claimed >= (memory.claimed or 0.0),
-            )
+            rising = claimed >= (memory.claimed or 0.0)
+            choice, chosen = self._decide(entries, claim, rising, memory, statistics, generator)
             kept = same_on_every_rank(choice.kept)
             self._write(masks, kept)
             counts = count_kept(masks)
@@ -133,9 +129,53 @@ class Engine(Knowledge):
             if self.currency != "bytes" or abs(settled - overhead) < 1:
                 break
             overhead = settled
+        if chosen is not None:
+            self.compensator.write(chosen)
+        self.compensator.solve(masks, statistics)
         memory.generator = generator.get_state()
         memory.claimed = claimed
         return self._result(progress, claim, entries, Choice(kept, choice.unmet), removed, counts)
+
+    def _decide(
+        self,
+        entries: list[Entry],
+        claim: _Claim,
+        rising: bool,
+        memory: Memory,
+        statistics: Statistics,
+        generator: torch.Generator,
+    ) -> tuple[Choice, Chosen | None]:
+        """Choose by scores; or let the compensation choose, and return its rows too."""
+        moving = self.compensator.how is not None and self.compensator.how.chooses
+        evidences = [
+            self._evidence(prunable, memory, statistics, generator, passing=True)
+            for prunable in (self.setup.prunables if moving else ())
+        ]
+        if self.compensator.chooses:
+            if not rising:
+                raise SecateurError(
+                    f"'{self.technique.update}' changed survivors for good, and "
+                    f"'{self.technique.schedule}' asks for some back: choose a rising schedule"
+                )
+            chosen = self.compensator.choose(entries, evidences, statistics)
+            wanted = sum(entry.share * entry.cost for entry in entries)
+            found = sum(
+                entry.unit_cost * (len(kept) - count_true(kept))
+                for entry, kept in zip(entries, chosen.kept, strict=True)
+            )
+            coarsest = max((entry.unit_cost for entry in entries), default=0.0)
+            missed = wanted - found if wanted - found > coarsest * len(entries) else 0.0
+            return Choice(chosen.kept, missed), chosen
+        choice = choose(
+            self.technique,
+            entries,
+            claim.amount,
+            claim.time,
+            exact_total=self.currency != "sparsity",
+            rising=rising,
+        )
+        kept = self.compensator.adjust(choice.kept, evidences, statistics)
+        return Choice(kept, choice.unmet), None
 
     def remember(self, memory: Memory, result: StepResult) -> None:
         """Note the update in the memory, with the weights as they now are if they are asked for."""
@@ -192,6 +232,9 @@ class Engine(Knowledge):
         ]  # fmt: skip
         divided = self._shares(plain, claim, memory, statistics, generator)
         entries = []
+        if self.compensator.chooses:
+            return [replace(entry, share=share)
+                    for entry, share in zip(plain, divided, strict=True)]  # fmt: skip
         for entry, prunable, share in zip(plain, self.setup.prunables, divided, strict=True):
             evidence = self._evidence(prunable, memory, statistics, generator)
             removing = round(share * entry.units.count)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError
 from secateur.sparsify.activations import look
 from secateur.sparsify.allocation import outliers, tail_exponent
+from secateur.sparsify.compensation import Compensator
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Entry
 from secateur.sparsify.scoring import score_units, widen
+from secateur.sparsify.second_order import SECOND_ORDER, derived, measure
 from secateur.sparsify.setup import Prunable, Setup
 from secateur.sparsify.sites import learned_of
 from secateur.sparsify.statistics import Loss, Statistics, collect, mean_loss, reiterable
@@ -39,6 +41,7 @@ class Knowledge:
         self.data = None if data is None else reiterable(data)
         self.loss = loss
         self.seed = seed
+        self.compensator = Compensator(model, technique, setup.prunables)
 
     @property
     def needs(self) -> set[str]:
@@ -67,12 +70,16 @@ class Knowledge:
         statistics: Statistics,
         generator: torch.Generator,
         plain: bool = False,
+        passing: bool = False,
     ) -> Evidence:
         weight = prunable.weight
         parameter = self.model.get_parameter(weight.parameter)
         known: dict[str, Any] = {"weight": weight.view(parameter.detach()), "generator": generator}
         for need in () if plain else sorted(self.needs):
-            if need in statistics:
+            if need in SECOND_ORDER:
+                if not passing:
+                    known[need] = derived(need, prunable, known["weight"], statistics)
+            elif need in statistics:
                 known[need] = statistics[need][weight.name]
             elif need in ("saved", "previous"):
                 stored = getattr(memory, need)[weight.parameter]
@@ -107,11 +114,14 @@ class Knowledge:
 
     def _statistics(self) -> Statistics:
         needs = self.needs - {"saved", "previous", "learned", "norm_scale"}
+        needs |= {*self.compensator.needs}
         if not needs or self.data is None:
             return {}
         weights = [prunable.weight for prunable in self.setup.prunables]
         seen = look(self.model, self.setup.prunables, needs, self.data)
-        return seen | collect(self.model, weights, needs, self.data, self.loss, self.seed)
+        read = measure(self.model, self.setup.prunables, needs, self.data, self.loss,
+                       self.compensator.how)  # fmt: skip
+        return seen | read | collect(self.model, weights, needs, self.data, self.loss, self.seed)
 
     def _traits(
         self, memory: Memory, statistics: Statistics, generator: torch.Generator

@@ -14,6 +14,7 @@ from secateur.sparsify.allocation import ends_of
 from secateur.sparsify.branches import BranchMeasure, branch_groups, refuse_too_much
 from secateur.sparsify.budget import Budget, Ledger
 from secateur.sparsify.capabilities import lacks
+from secateur.sparsify.clashes import refuse_compensation
 from secateur.sparsify.coupling import (
     Group,
     Measure,
@@ -94,6 +95,7 @@ def prepare(
     if missing:
         raise SecateurError(f"'{technique}' cannot run yet: it needs {'; '.join(missing)}")
     _check_data(technique, data)
+    refuse_compensation(technique, data)
     budget = _check_budget(technique, budget, example_inputs)
     found = find_weights(model)
     if any(parameter.is_meta for parameter in model.parameters()):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import SecateurError, suggestion
+from secateur.technique.compensation import Compensation, compensation_of
 from secateur.technique.syntax import Call, bind, count, format_call, parse_call, word
 
 SURVIVORS: dict[str, str] = {
@@ -37,7 +38,8 @@ OPTIMIZER: dict[str, str] = {
 class Update:
     """What happens at each removal, beside the removal.
 
-    ``step`` is the optimiser step that ``rewind`` and ``rewind_rate`` return to.
+    ``step`` is the optimiser step that ``rewind`` and ``rewind_rate`` return to, ``compensation``
+    how ``compensate`` changes the survivors.
 
     >>> str(Update.parse("rewind(step=500, optimizer=reset)"))
     'rewind(step=500, optimizer=reset)'
@@ -47,6 +49,7 @@ class Update:
     step: int | None = None
     removed: str = "frozen"
     optimizer: str = "keep"
+    compensation: Compensation | None = None
 
     def __post_init__(self) -> None:
         for value, accepted, what in (
@@ -56,6 +59,10 @@ class Update:
         ):
             if value not in accepted:
                 raise SecateurError(f"unknown {what} '{value}': {suggestion(value, accepted)}")
+        if self.survivors == "compensate" and self.compensation is None:
+            object.__setattr__(self, "compensation", Compensation())
+        if self.compensation is not None and self.survivors != "compensate":
+            raise SecateurError(f"update {self.survivors} compensates nothing: write compensate")
         returns = self.survivors == "rewind" or self.optimizer == "rewind_rate"
         if returns and self.step is None:
             object.__setattr__(self, "step", 0)
@@ -73,7 +80,7 @@ class Update:
 
     @classmethod
     def parse(cls, text: str) -> Update:
-        """Read ``keep``, ``rewind(step=500)``, ``keep(optimizer=reset)``."""
+        """Read ``keep``, ``rewind(step=500)``, ``compensate(sparsegpt, block=64)``."""
         return cls.from_call(parse_call(text, "update"))
 
     @classmethod
@@ -81,24 +88,39 @@ class Update:
         """Build an update from a parsed call."""
         if call.name not in SURVIVORS:
             raise SecateurError(f"unknown update '{call.name}': {suggestion(call.name, SURVIVORS)}")
+        if call.name == "compensate":
+            return cls._compensating(call)
         found = bind(call, ("step", "removed", "optimizer"), "update", ordered=1)
         for key in set(found) & {"removed", "optimizer"}:
             found[key] = word(found[key], key)
         return cls(call.name, **found)
 
+    @classmethod
+    def _compensating(cls, call: Call) -> Update:
+        fates: dict[str, Any] = {
+            key: word(value, key) for key, value in call.keywords if key in ("removed", "optimizer")
+        }
+        own = {key: value for key, value in call.keywords if key not in fates}
+        return cls(call.name, compensation=compensation_of(call, own), **fates)
+
     def words(self) -> str:
         """Say in words what happens."""
         said = SURVIVORS[self.survivors]
+        if self.compensation is not None:
+            said += f": {self.compensation.words()}"
         if self.step is not None:
             said += f" (step {self.step})"
         return f"{REMOVED[self.removed]}; {said}; {OPTIMIZER[self.optimizer]}"
 
     def __str__(self) -> str:
         keywords: dict[str, Any] = {}
+        arguments: tuple[Any, ...] = ()
+        if self.compensation is not None:
+            arguments, keywords = (Call(self.compensation.method),), self.compensation.keywords
         if self.step is not None:
             keywords["step"] = self.step
         if self.removed != "frozen":
             keywords["removed"] = Call(self.removed)
         if self.optimizer != "keep":
             keywords["optimizer"] = Call(self.optimizer)
-        return format_call(self.survivors, (), keywords)
+        return format_call(self.survivors, arguments, keywords)

@@ -26,10 +26,13 @@ def made(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
 W, W0, PREVIOUS, G, F, H = (made(seed) for seed in range(6))
 X, GAMMA, TAYLOR = made(7, (1, 1, 4, 1, 1)).abs(), made(8, (1, 6, 1, 1, 1)), made(9, (
     1, 6, 1, 1, 1)).abs()  # fmt: skip
+SURGEON, GONE, FISHER_SURGEON = made(16), made(17).abs(), made(18)
+GREEDY, LASSO = (made(seed, (1, 1, 4, 1, 1)).abs() for seed in (19, 20))
 HG, FLOW, SPREAD = made(10), made(11).abs(), made(12, (1, 1, 4, 1, 1)).abs()
 ACTIVE, RANK, APART = (made(seed, (1, 6, 1, 1, 1)).abs() for seed in (13, 14, 15))
 EVIDENCE = Evidence(
     W, W0, PREVIOUS, G, F.abs(), H, X, TAYLOR, GAMMA, hessian_gradient=HG, synaptic_flow=FLOW,
+    surgeon=SURGEON, elimination=GONE, greedy=GREEDY, lasso=LASSO, fisher_surgeon=FISHER_SURGEON,
     input_spread=SPREAD, output_active=ACTIVE, output_rank=RANK, output_independence=APART,
 )  # fmt: skip
 
@@ -65,6 +68,11 @@ ELEMENTS: dict[str, Tensor] = {
     "apoz": ACTIVE.expand(SHAPE),
     "hrank": RANK.expand(SHAPE),
     "chip": APART.expand(SHAPE),
+    "obs": W * SURGEON / 2,
+    "obc": GONE,
+    "thinet": GREEDY.expand(SHAPE),
+    "lasso": LASSO.expand(SHAPE),
+    "woodfisher": W * FISHER_SURGEON / 2,
     "gblm": W.abs() * (X + 100 * F.abs().sqrt()),
     "pruner_zero": W**2 * (G.abs() - G.abs().min()) / (G.abs().max() - G.abs().min()),
     "ria": (W.abs() / W.abs().sum((2, 3, 4), keepdim=True) + W.abs() / W.abs().sum(1, keepdim=True))
@@ -78,6 +86,9 @@ FILTERS: dict[str, Tensor] = {
     "taylor": (G * W).flatten(2).sum(2)[0] ** 2,
     "grasp": (HG * W).flatten(2).sum(2)[0],
     "synflow": (FLOW * W.abs()).flatten(2).sum(2)[0],
+    "obs": (W * SURGEON / 2).flatten(2).sum(2)[0],
+    "obc": GONE.flatten(2).amax(2)[0],
+    "woodfisher": (W * FISHER_SURGEON / 2).flatten(2).sum(2)[0],
     "fluctuation": ((W * SPREAD) ** 2).flatten(2).sum(2)[0],
 }
 BY_LOOP = {"lamp", "geometric_median", "random"}

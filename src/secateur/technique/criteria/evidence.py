@@ -22,6 +22,11 @@ NEEDS: dict[str, str] = {
     "output_independence": "the fall of the maps' nuclear norm without each output channel",
     "input_spread": "the standard deviation of each input channel over the data",
     "learned": "a number per unit that is trained with the weights",
+    "surgeon": "what a unit's own weights cost by the inverse of its layer's second derivatives",
+    "elimination": "when a unit goes as they go one by one and the others make up for each",
+    "greedy": "when an input channel goes as those go that the output misses least",
+    "lasso": "the penalty at which a lasso over input channels drops each",
+    "fisher_surgeon": "what a unit's own weights cost by the inverse of the Fisher matrix's blocks",
     "norm_scale": "the scale of the norm that follows the layer, found by data flow",
 }
 """What a criterion may ask for beside the weight itself."""
@@ -37,6 +42,11 @@ FROM_DATA = FROM_OUTPUTS | {
     "input_spread",
     "output_taylor",
     "synaptic_flow",
+    "surgeon",
+    "elimination",
+    "greedy",
+    "lasso",
+    "fisher_surgeon",
 }
 """The needs that only a pass over data can fill (a gradient may also come from training)."""
 
@@ -65,6 +75,11 @@ class Evidence:
     output_rank: Tensor | None = None
     output_independence: Tensor | None = None
     input_spread: Tensor | None = None
+    surgeon: Tensor | None = None
+    elimination: Tensor | None = None
+    greedy: Tensor | None = None
+    lasso: Tensor | None = None
+    fisher_surgeon: Tensor | None = None
     learned: Tensor | None = None
 
     def get(self, need: str) -> Tensor:
