@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zoo_marks import POINTS
+from zoo_marks import BUDGETS, POINTS
 
 Row = Mapping[str, Any]
 GROUPS = ("torchvision", "timm", "transformers")
@@ -41,12 +41,25 @@ def page(rows: Iterable[Row], command: str, versions: Mapping[str, str]) -> str:
         "*Runs* asks less: a forward pass works and there are fewer parameters. Seconds are from "
         "the model to the pruned model.",
         "\n".join(f"{number}. {text}" for number, text in enumerate(POINTS, 1)),
+        _budgets(rows),
         _summary(rows, libraries),
         _ratio(rows, libraries),
         *(_table(library, [row for row in rows if row["library"] == library])
           for library in libraries),
     ]  # fmt: skip
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _budgets(rows: list[Row]) -> str:
+    """Say how many rows met all budgets, where some were judged at fewer."""
+    judged = [len(row["detail"].get("budgets", {})) for row in rows if row["library"] == "secateur"]
+    whole = sum(count == len(BUDGETS) for count in judged)
+    if whole == len(judged):
+        return ""
+    return (
+        f"{whole} of the {len(judged)} rows of secateur are judged at all four budgets (30 and "
+        "50 % of the parameters, 30 and 50 % of the MACs), the others at 50 % of the parameters."
+    )
 
 
 def _summary(rows: list[Row], libraries: list[str]) -> str:

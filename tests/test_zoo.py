@@ -440,6 +440,12 @@ class TestTable:
         assert "takes 7.0 times as long" in text
         assert "9: a &#124; b" in text
         assert "2 k → 1 k" in text
+        assert "all four budgets" not in text
+
+    def test_the_page_says_where_budgets_are_missing(self):
+        quick = row("b", detail={"budgets": {"params 0.5": {}}})
+        text = zoo_table.page([row("a"), quick], "python zoo.py", {"torch": "2"})
+        assert "1 of the 2 rows of secateur are judged at all four budgets" in text
 
 
 # A stand-in for zoo_judge.py that does as the model's name says.

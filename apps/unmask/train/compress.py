@@ -1,6 +1,6 @@
 """Step 3: prune the dense network while it trains, shrink it, and tune what is left.
 
-python -m train.compress --dense FOLDER --cache FOLDER --out FOLDER --prune 1500 --tune 3000
+python -m train.compress --dense FOLDER --cache FOLDER --out FOLDER --prune 1500 --tune 1800
 
 An interrupted run goes on with the same command. ``--technique`` and ``--no-teacher`` make the
 variants that the results compare.

@@ -10,7 +10,7 @@ cd apps/unmask
 export PYTHONPATH=.:src
 python -m train.prepare --cache CACHE
 python -m train.train --cache CACHE --out DENSE --steps 14000
-python -m train.compress --dense DENSE --cache CACHE --out STUDENT --prune 1500 --tune 3000
+python -m train.compress --dense DENSE --cache CACHE --out STUDENT --prune 1500 --tune 1800
 python -m train.export --dense DENSE --student STUDENT --cache CACHE --work WORK
 python -m train.folder --out FILES --pictures 120 --clips 12
 unmask evaluate FILES --labels FILES/labels.csv --json files.json
