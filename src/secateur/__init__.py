@@ -7,7 +7,17 @@ model while it trains, and ``shrink`` removes for good what it has freed.
 from secateur.errors import SecateurError
 from secateur.reload import load
 from secateur.sparsify import Budget, Report, Sparsifier, StepResult
-from secateur.structure import Axis, ShrinkResult, Trace, save, shrink, trace
+from secateur.structure import (
+    Axis,
+    ShrinkResult,
+    Trace,
+    feature_map,
+    save,
+    select_inputs,
+    select_patches,
+    shrink,
+    trace,
+)
 from secateur.technique import (
     Context,
     Criterion,
@@ -44,9 +54,12 @@ __all__ = [
     "Update",
     "__version__",
     "criterion",
+    "feature_map",
     "load",
     "save",
     "schedule",
+    "select_inputs",
+    "select_patches",
     "shrink",
     "trace",
 ]

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from secateur.study import Cell
+from secateur.study import Cell, worker
 from secateur.study.cells import carry_out
-from secateur.study.worker import answer_to
+from secateur.study.worker import Images, answer_to
 from secateur.train import Interrupted, Settings, Watcher, compress
+from secateur.train.job import load_settings_data
 
 SETTINGS = Settings(
     technique="weight | local | magnitude | agp", sparsity=0.8, epochs=2, limit=100, baseline=False
@@ -81,7 +82,7 @@ def test_a_killed_cell_comes_out_the_same(whole, tmp_path, damaged):
 def test_a_worker_tells_why_a_cell_has_no_result(tmp_path):
     def answer(**changes: Any) -> dict[str, Any]:
         cell = Cell("x", "m", "d", "technique", Settings(**{"epochs": 1, "limit": 50, **changes}))
-        return answer_to(json.dumps(cell.to_dict()), tmp_path, keep=False)
+        return answer_to(json.dumps(cell.to_dict()), tmp_path, keep=False, images=Images())
 
     impossible = answer(technique="head | local | magnitude | agp", sparsity=0.5)
     assert impossible["reason"]
@@ -95,5 +96,20 @@ def test_a_worker_tells_a_full_disk(tmp_path):
     full = tmp_path / "runs"
     full.write_text("a file where the folder should be")
     cell = json.dumps(CELL.to_dict())
-    found = answer_to(cell, Path(full), keep=False)
+    found = answer_to(cell, Path(full), keep=False, images=Images())
     assert "cannot be written" in found["reason"]
+
+
+def test_images_are_loaded_once_for_all_cells_of_a_seed(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(worker, "load_settings_data", loaded.append)
+    images = Images()
+    for seed, sparsity in ((0, 0.5), (0, 0.9), (1, 0.5), (1, 0.9), (0, 0.5)):
+        images.of(Settings(sparsity=sparsity, seed=seed, limit=64))
+    assert [settings.seed for settings in loaded] == [0, 1, 0]
+
+
+def test_a_cell_with_images_given_comes_out_the_same_and_leaves_no_file(whole, tmp_path):
+    given = carry_out(CELL, tmp_path / "run", data=load_settings_data(SETTINGS))
+    assert {key: given[key] for key in SAME} == {key: whole[key] for key in SAME}
+    assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from secateur import SecateurError, Technique
 from secateur.sparsify import lacks
 from secateur.technique.catalogue import catalogue
-from secateur.train import Interrupted, Settings, Watcher, compress
+from secateur.train import Interrupted, Settings, Watcher, checkpoint, compress
 from secateur.train.models import build_model
 
 FILES = {"model.safetensors", "secateur.json", "metrics.json", "report.html"}
@@ -275,3 +275,32 @@ def test_a_rewind_beyond_the_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SecateurError, match="only 14 steps"):
         compress(small(technique=technique), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full to write to")
+def test_a_disk_that_is_full_at_a_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt.partial").symlink_to("/dev/full")
+    settings = Settings(limit=64, epochs=2, baseline=False)
+    with pytest.raises(SecateurError, match=r"cannot be written.*No space left") as caught:
+        compress(settings, tmp_path)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_pytorch_raises_on_a_full_disk_is_told_as_one(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """PyTorch's writer raises RuntimeErrors, of which only the words say what happened."""
+    words = "[enforce fail at inline_container.cc:671] . unexpected pos 768 vs 662\nframe #0"
+
+    def save(*_: Any, **__: Any) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+    settings = Settings(limit=64, epochs=2, baseline=False)
+    with pytest.raises(SecateurError, match="is the disk full") as caught:
+        compress(settings, tmp_path)
+    assert isinstance(caught.value.__cause__, OSError)
+    words = "an error of the user's own model"
+    with pytest.raises(RuntimeError, match="own model"):
+        compress(settings, tmp_path, overwrite=True)

@@ -7,6 +7,14 @@ from secateur.structure.inspection import Inspection, inspect_model
 from secateur.structure.reload import save
 from secateur.structure.removal import Removal, positions
 from secateur.structure.rules import rule
+from secateur.structure.selector import (
+    InputSelector,
+    PatchSelector,
+    SelectedInputs,
+    feature_map,
+    select_inputs,
+    select_patches,
+)
 from secateur.structure.shrink import ShrinkResult, shrink
 from secateur.structure.trace import Axis, Trace, trace
 from secateur.structure.usage import Usage, observe
@@ -16,13 +24,17 @@ __all__ = [
     "Axis",
     "Branch",
     "Flow",
+    "InputSelector",
     "Inspection",
+    "PatchSelector",
     "PrunableWeight",
     "Removal",
+    "SelectedInputs",
     "ShrinkResult",
     "Trace",
     "Usage",
     "choose_weights",
+    "feature_map",
     "find_branches",
     "find_weights",
     "head_axes",
@@ -31,6 +43,8 @@ __all__ = [
     "positions",
     "rule",
     "save",
+    "select_inputs",
+    "select_patches",
     "shrink",
     "trace",
     "trace_flow",

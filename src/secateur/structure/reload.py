@@ -17,6 +17,12 @@ from secateur.structure.codecheck import check_code
 from secateur.structure.depth import delete_named
 from secateur.structure.graft import install
 from secateur.structure.history import history, inside, restore
+from secateur.structure.selector import (
+    are_selectors,
+    check_kept,
+    describe_selectors,
+    install_selectors,
+)
 from secateur.structure.surgery import Holders, Undo, set_attributes, set_data
 
 FORMAT = 1
@@ -61,6 +67,7 @@ def description(model: nn.Module, build: Mapping[str, Any] | None = None) -> dic
         "grafts": noted.get("grafts", {}),
         "plain": noted.get("plain", []),
         "dropped": noted.get("dropped", []),
+        "selectors": describe_selectors(model),
     }  # fmt: skip
 
 
@@ -95,6 +102,7 @@ def describe_saved(folder: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
         raise SecateurError(f"'{path}' has the format {version}: this version reads {FORMAT}")
+    found.setdefault("selectors", [])  # files of earlier versions have none
     for key, right in _RIGHT.items():
         if not right(found.get(key)):
             raise SecateurError(f"'{path}' lacks a right '{key}': it is no saved model, or damaged")
@@ -118,6 +126,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "grafts": lambda value: _is_table(value, lambda code: isinstance(code, dict)),
     "plain": lambda value: isinstance(value, list) and all(isinstance(e, str) for e in value),
     "dropped": lambda value: isinstance(value, list) and all(isinstance(e, str) for e in value),
+    "selectors": are_selectors,
 }
 """What the parts of a description must be."""
 
@@ -131,6 +140,7 @@ def load(folder: str | Path, build: Callable[[], nn.Module] | nn.Module) -> nn.M
     model = build if isinstance(build, nn.Module) else build()
     if not isinstance(model, nn.Module):
         raise SecateurError(f"build returned a {type(model).__name__}: expected an nn.Module")
+    model = install_selectors(model, saved["selectors"])
     _check_architecture(model, saved)
     modules = dict(model.named_modules())
     attributes = _checked_attributes(modules, saved["attributes"])
@@ -141,6 +151,7 @@ def load(folder: str | Path, build: Callable[[], nn.Module] | nn.Module) -> nn.M
     _check_dropped(model, saved["dropped"])
     targets = _targets(model, saved["plain"], saved["dropped"])
     tensors = _read_tensors(Path(folder) / WEIGHTS, targets, saved)
+    check_kept(model, tensors)
     # From here on nothing can fail, so that a model that does not fit is left as it was.
     undo, holders = Undo(), Holders(model)
     for where, names in attributes.items():

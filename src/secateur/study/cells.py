@@ -16,6 +16,7 @@ from typing import Any
 from secateur.errors import SecateurError
 from secateur.report.text import clean
 from secateur.train import Settings, Watcher, compress
+from secateur.train.data import Data
 
 FORMAT = 1
 ROLES = ("technique", "random", "dense")
@@ -86,16 +87,23 @@ class Cell:
 
 
 def carry_out(
-    cell: Cell, folder: str | Path, *, keep: bool = False, watcher: Watcher | None = None
+    cell: Cell,
+    folder: str | Path,
+    *,
+    keep: bool = False,
+    data: Data | None = None,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Carry a cell out with the training job and return its record.
 
     ``folder`` holds the job's files while it runs and is removed afterwards, unless ``keep``. What
-    a killed run left there is gone on with, bit for bit, from its last checkpoint.
+    a killed run left there is gone on with, bit for bit, from its last checkpoint. ``data`` is
+    what ``load_settings_data`` gave for the cell's settings; else it is loaded here.
     """
     folder = Path(folder)
     begun, started = time.monotonic(), datetime.now(timezone.utc)
-    metrics, resumed = _compress(cell, folder, watcher)
+    how = {"watcher": watcher, "data": data, "brief": not keep}
+    metrics, resumed = _compress(cell, folder, how)
     record = {
         **_description(cell),
         **_measured(metrics),
@@ -110,15 +118,15 @@ def carry_out(
     return cleaned
 
 
-def _compress(cell: Cell, folder: Path, watcher: Watcher | None) -> tuple[dict[str, Any], bool]:
+def _compress(cell: Cell, folder: Path, how: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     if (folder / "checkpoint.pt").is_file():
         try:
-            return compress(cell.settings, folder, resume=True, watcher=watcher), True
+            return compress(cell.settings, folder, resume=True, **how), True
         except SecateurError as error:
             if isinstance(error.__cause__, OSError):
                 raise
             # A checkpoint that cannot be used (damaged, of other data): the cell starts anew.
-    return compress(cell.settings, folder, overwrite=True, watcher=watcher), False
+    return compress(cell.settings, folder, overwrite=True, **how), False
 
 
 def _description(cell: Cell) -> dict[str, Any]:

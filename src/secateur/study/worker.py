@@ -16,6 +16,9 @@ from typing import Any, TextIO
 
 from secateur.errors import SecateurError
 from secateur.study.cells import Cell, carry_out, code_digest
+from secateur.train import Settings
+from secateur.train.data import Data
+from secateur.train.job import load_settings_data
 
 Answer = dict[str, Any]
 _NEXT_TO_NOTHING = 2**20
@@ -28,10 +31,11 @@ def main() -> None:
     os.dup2(2, 1)
     runs, keep = Path(sys.argv[1]), sys.argv[2] == "1"
     code_digest()  # of the code that runs here, whatever becomes of the files later
+    images = Images()
     asked: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(sys.stdin, asked), daemon=True).start()
     while True:
-        answer = answer_to(asked.get(), runs, keep)
+        answer = answer_to(asked.get(), runs, keep, images)
         answers.write(json.dumps(answer, ensure_ascii=True) + "\n")
         answers.flush()
 
@@ -43,11 +47,27 @@ def _listen(source: TextIO, asked: queue.Queue[str]) -> None:
     os._exit(0)
 
 
-def answer_to(line: str, runs: Path, keep: bool) -> Answer:
+class Images:
+    """Remembers the images of the last cell: cells of one seed on one data set share them."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Data] | None = None
+
+    def of(self, settings: Settings) -> Data:
+        """Return the images that the settings ask for, loaded only where the last were others."""
+        key = settings.data, settings.size, settings.limit, settings.seed
+        if self._last is None or self._last[0] != key:
+            self._last = None  # before the next are loaded, as both may be large
+            self._last = key, load_settings_data(settings)
+        return self._last[1]
+
+
+def answer_to(line: str, runs: Path, keep: bool, images: Images) -> Answer:
     """Carry one cell out: its record, or the reason why there is none, in one line."""
     cell = Cell.from_dict(json.loads(line))
     try:
-        return {"record": carry_out(cell, runs / cell.name, keep=keep)}
+        data = images.of(cell.settings)
+        return {"record": carry_out(cell, runs / cell.name, keep=keep, data=data)}
     except SecateurError as error:
         return {"reason": str(error), "disk": isinstance(error.__cause__, OSError)}
     except OSError as error:

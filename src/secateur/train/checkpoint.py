@@ -20,7 +20,9 @@ def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> Path:
     """Write a checkpoint into a folder, replacing the one before in a single move."""
     path = folder / NAME
     temporary = folder / f"{NAME}.partial"
-    torch.save({"format": FORMAT, **content}, temporary)
+    # Into an open file: given a path, PyTorch hides the reason why it cannot write.
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
     temporary.replace(path)
     return path
 

@@ -38,6 +38,9 @@ from secateur.train.watch import Watcher
 OUTPUTS = ("model.safetensors", "secateur.json", "metrics.json", "report.html")
 _CALIBRATION_BATCHES = 4
 _LATENCY_SECONDS = 0.5
+_BRIEF_LATENCY_SECONDS = 0.15
+# Marks of errors from PyTorch's writer of archives, which says nothing else about their kind.
+_WRITERS = ("PytorchStreamWriter", "iostream error", "unexpected pos")
 
 
 def compress(
@@ -48,16 +51,22 @@ def compress(
     overwrite: bool = False,
     watcher: Watcher | None = None,
     command: str = "",
+    data: Data | None = None,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Carry the settings out and return the metrics; ``out`` then holds the four result files.
 
     Ctrl-C raises ``Interrupted`` after a checkpoint is written, which ``resume`` goes on from.
+    ``data`` is what ``load_settings_data`` gave, where many runs share it. ``brief`` is for runs
+    of which only the metrics count: it evaluates at the end alone, times for less long, and leaves
+    no file behind.
     Raises SecateurError, before anything is written, for settings that cannot be carried out.
     """
     watcher = watcher or Watcher()
     folder = Path(out)
     _check_folder(folder, resume, overwrite)
-    data = load_data(settings.data, size=settings.size, limit=settings.limit, seed=settings.seed)
+    if data is None:
+        data = load_settings_data(settings)
     accelerate.utils.set_seed(settings.seed)
     built = build_model(
         settings.model,
@@ -80,15 +89,23 @@ def compress(
             f"the model '{built.spec}' gives {given} for one image: expected "
             f"[1, {len(data.classes)}] scores"
         )
-    run = _Run(settings, data, built, example, folder, watcher)
+    run = _Run(settings, data, built, example, folder, watcher, brief)
     saved = load_checkpoint(folder, run.fingerprint) if resume else None
     with stop_on_interrupt() as request:
         run.train(saved, request)
     metrics = run.metrics(command)
     if run.accelerator.is_main_process:
         with _told(folder):
-            _write(folder, run, metrics)
+            if brief:
+                (folder / CHECKPOINT).unlink(missing_ok=True)
+            else:
+                _write(folder, run, metrics)
     return metrics
+
+
+def load_settings_data(settings: Settings) -> Data:
+    """Load the images that the settings ask for; equal for settings that differ elsewhere."""
+    return load_data(settings.data, size=settings.size, limit=settings.limit, seed=settings.seed)
 
 
 class _Run:
@@ -102,8 +119,9 @@ class _Run:
         example: Tensor,
         folder: Path,
         watcher: Watcher,
+        brief: bool,
     ) -> None:
-        self.settings, self.data, self.built = settings, data, built
+        self.settings, self.data, self.built, self.brief = settings, data, built, brief
         self.example, self.folder, self.watcher = example, folder, watcher
         self.accelerator = accelerate.Accelerator(
             # Else several processes on a machine without accelerator do not find each other.
@@ -141,7 +159,8 @@ class _Run:
         model: nn.Module,
         make: Callable[[nn.Module], Sparsifier] | None = None,
     ) -> Phase:
-        return Phase(name, self.settings, self.data, model, self.accelerator, make)
+        watched = not self.brief
+        return Phase(name, self.settings, self.data, model, self.accelerator, make, watched)
 
     def train(self, saved: Mapping[str, Any] | None, request: StopRequest) -> None:
         """Train the dense network where a comparison needs it, then the pruned one."""
@@ -210,7 +229,9 @@ class _Run:
         shrunk, said = self._shrink(pruned)
         masks = {} if shrunk else masks
         latency = compare_latency(
-            {"before": dense, "after": pruned}, (self.example,), seconds=_LATENCY_SECONDS
+            {"before": dense, "after": pruned},
+            (self.example,),
+            seconds=_BRIEF_LATENCY_SECONDS if self.brief else _LATENCY_SECONDS,
         )
         macs = observe(dense, lambda: dense(self.example)).macs
         return {
@@ -330,6 +351,12 @@ def _told(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SecateurError(f"{folder} cannot be written: {error}") from error
+    except RuntimeError as error:
+        # What torch.save raises where it cannot write; the reason is in the words only.
+        if not any(mark in str(error) for mark in _WRITERS):
+            raise
+        reason = OSError(str(error).splitlines()[0])
+        raise SecateurError(f"{folder} cannot be written, is the disk full? {reason}") from reason
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -47,7 +47,10 @@ def rate_at(step: int, total: int) -> float:
 
 
 class Phase:
-    """Trains one network for the epochs of the settings, with or without a sparsifier."""
+    """Trains one network for the epochs of the settings, with or without a sparsifier.
+
+    ``watched`` evaluates after every epoch.
+    """
 
     def __init__(
         self,
@@ -57,9 +60,11 @@ class Phase:
         model: nn.Module,
         accelerator: Any,
         make_sparsifier: Callable[[nn.Module], Sparsifier] | None = None,
+        watched: bool = True,
     ) -> None:
         accelerate.utils.set_seed(settings.seed)
         self.name = name
+        self.watched = watched
         self.settings = settings
         self.data = data
         self.accelerator = accelerator
@@ -71,7 +76,10 @@ class Phase:
             # A last batch of one image is more than batch norms can bear.
             drop_last=len(data.train) % settings.batch_size == 1,
         )
-        valid = DataLoader(data.valid, 4 * settings.batch_size, collate_fn=collate)
+        # With random numbers of its own, so that training is the same however often it is watched.
+        valid = DataLoader(
+            data.valid, 4 * settings.batch_size, collate_fn=collate, generator=torch.Generator()
+        )
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.rate, weight_decay=_WEIGHT_DECAY
         )
@@ -204,13 +212,12 @@ class Phase:
         return history[-1]["achieved"] if history else 0.0
 
     def _close_epoch(self, per_epoch: int, watcher: Watcher) -> None:
-        accuracy, loss = self.evaluate()
         row = {
             "epoch": float(self.progress.step // per_epoch),
             "train_loss": self.progress.loss_sum / per_epoch,
-            "valid_loss": loss,
-            "valid_accuracy": accuracy,
         }
+        if self.watched:
+            row["valid_accuracy"], row["valid_loss"] = self.evaluate()
         if self._adds:
             row["train_objective"] = self.progress.term_sum / per_epoch
         self.progress.loss_sum = self.progress.term_sum = 0.0
