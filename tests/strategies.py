@@ -159,6 +159,7 @@ def updates(draw: st.DrawFn) -> Update:
         draw(st.sampled_from(sorted(REMOVED))),
         fate,
         compensation=draw(compensations()) if compensates else None,
+        drop=0.0 if compensates else draw(st.floats(0, 1)),
     )
 
 

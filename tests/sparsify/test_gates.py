@@ -401,7 +401,7 @@ def test_gates_that_stay_become_part_of_the_weights() -> None:
         ("weight | global | magnitude | agp | keep | gates", ("'gates'", "'magnitude'")),
         ("weight | global | learned | agp | keep(removed=learning)",
          ("'learned'", "'keep(removed=learning)'")),
-        ("filter | global | soft_threshold | agp", ("'soft_threshold'", "'filter'")),
+        ("weight | global | learned | agp | keep(drop=0.5)", ("'learned'", "'keep(drop=0.5)'")),
     ],
 )  # fmt: skip
 def test_what_cannot_go_together_is_refused(text: str, parts: tuple[str, str]) -> None:

@@ -66,6 +66,7 @@ RUNNING = [
     "group_lasso(weight=0.01, sized=true, schedule=agp)",
     "l1_scale(weight=0.01)",
     "growing_l2(weight=5)",
+    "admm(weight=0.5, every=2)",
 ]
 
 
@@ -389,3 +390,48 @@ def test_a_shrunk_model_has_no_penalty_left() -> None:
     shrink(run.model, run.sparsifier, example("small_cnn"))
     with pytest.raises(SecateurError, match="make a new Sparsifier"):
         run.sparsifier.objective_loss()
+
+
+def test_admm_by_hand() -> None:
+    """W <- W - eta (g + rho (W - Z + U)), Z the nearest sparse to W + U, U <- U + W - Z."""
+    rho, rate, every, total = 0.3, 0.1, 3, 20
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
+    own = {name: value.detach().clone() for name, value in model.named_parameters()}
+    names = ["0.weight", "2.weight"]
+
+    def project(value: Tensor) -> Tensor:
+        flat = value.clone().flatten()
+        flat[flat.abs().argsort(stable=True)[: len(flat) // 2]] = 0
+        return flat.view_as(value)
+
+    split = {name: project(own[name]) for name in names}
+    dual = {name: torch.zeros_like(own[name]) for name in names}
+    sparsifier = Sparsifier(
+        model, f"weight | local | magnitude | one_shot(start=1) | keep | "
+        f"admm(weight={rho}, every={every})", sparsity=0.5,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    sparsifier.attach(optimizer, total)
+    apart = []
+    for step in range(total - 1):
+        inputs, targets = torch.randn(8, 5), torch.randint(2, (8,))
+        optimizer.zero_grad()
+        term = sparsifier.objective_loss()
+        (F.cross_entropy(model(inputs), targets) + term).backward()
+        optimizer.step()
+        expected = sum((own[n] - split[n] + dual[n]).square().sum() for n in names)
+        torch.testing.assert_close(term.detach(), rho / 2 * expected)
+        values = {name: value.clone().requires_grad_() for name, value in own.items()}
+        loss = F.cross_entropy(torch.func.functional_call(model, values, (inputs,)), targets)
+        gradients = torch.autograd.grad(loss, list(values.values()))
+        for (name, value), gradient in zip(own.items(), gradients, strict=True):
+            pull = rho * (value - split[name] + dual[name]) if name in split else 0
+            own[name] = value - rate * (gradient + pull)
+            torch.testing.assert_close(model.get_parameter(name).detach(), own[name])
+        if (step + 1) % every == 0:
+            for name in names:
+                dual[name] = dual[name] + own[name] - split[name]
+                split[name] = project(own[name] + dual[name])
+        apart.append(float(sum((own[n] - project(own[n])).square().sum() for n in names)))
+    assert apart[-1] < apart[0] / 2, "the weights should come near to being sparse"

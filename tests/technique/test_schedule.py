@@ -144,7 +144,7 @@ def test_canonical_texts(text: str, canonical: str) -> None:
         ("piecewise([])", "cannot be computed"),
         ("agp(mask=sometimes)", "permanent, regrown, reselected"),
         ("agp(mask=3)", "expected a name"),
-        ("agp(mask=regrown(by=luck))", "gradient, magnitude, random"),
+        ("agp(mask=regrown(by=luck))", "gradient, magnitude, momentum, random"),
         ("agp(mask=regrown(share=30))", "write 0.3"),
         ("agp(mask=regrown(count=3))", "by, decay, share"),
         ("agp(mask=permanent(share=0.3))", "has no 'share'"),

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from secateur.errors import SecateurError
 from secateur.sparsify.ranks import over_ranks
 from secateur.sparsify.setup import Prunable
-from secateur.sparsify.statistics import Statistics, run_model
+from secateur.sparsify.statistics import Statistics, flow_of_ones, run_model
 from secateur.structure.usage import evaluating
 
 _CHANNELS_SECOND = (_ConvNd, _NormBase, nn.GroupNorm)
@@ -27,7 +27,10 @@ def look(
     Raises SecateurError where a layer's module is not called, or answers no single tensor.
     """
     asked = sorted(set(needs) & {*_OF_OUTPUTS, "input_spread"})
-    return {need: _measure(model, prunables, need, data) for need in asked}
+    found = {need: _measure(model, prunables, need, data) for need in asked}
+    if "propagated" in needs:
+        found["propagated"] = propagated(model, prunables, data)
+    return found
 
 
 def active(maps: Tensor) -> Tensor:
@@ -97,6 +100,50 @@ def _measure(
         prunable.weight.name: _laid_out(prunable, mean, need)
         for prunable, mean in zip(prunables, means, strict=True)
     }
+
+
+@torch.enable_grad()
+def propagated(
+    model: nn.Module, prunables: Sequence[Prunable], data: Iterable[Any]
+) -> dict[str, Tensor]:
+    """Return dR/dz of each output, summed over its positions, R the sum of the last answers.
+
+    All parameters are absolute, and what goes in is ones: so no activation holds anything back,
+    and every derivative is a sum over paths of products of absolute weights (Yu et al. 2018).
+    """
+    answers: dict[str, Tensor] = {}
+    handles = []
+    for prunable in prunables:
+        module, _ = _place(model, prunable, "propagated")
+        name = prunable.weight.name
+
+        def keep(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            answers[name] = output
+
+        handles.append(module.register_forward_hook(keep))
+    try:
+        with evaluating(model):
+            total = flow_of_ones(model, data, {})[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for prunable in prunables:
+        weight = prunable.weight
+        module, start = _place(model, prunable, "propagated")
+        answer = answers.get(weight.name)
+        dim = 1 if isinstance(module, _CHANNELS_SECOND) else -1
+        if not isinstance(answer, Tensor) or answer.shape[dim] < start + weight.outputs:
+            raise SecateurError(
+                f"{weight.name} is not read off one tensor of {weight.outputs} channels, so "
+                "'propagated' is unknown; exclude it"
+            )
+        (flow,) = torch.autograd.grad(
+            total, [answer], retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        by_channel = flow.movedim(dim, 0).flatten(1).sum(1)[start : start + weight.outputs]
+        found[weight.name] = _laid_out(prunable, by_channel.float(), "propagated")
+    return found
 
 
 def _place(model: nn.Module, prunable: Prunable, need: str) -> tuple[nn.Module, int]:

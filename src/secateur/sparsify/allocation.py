@@ -12,7 +12,7 @@ from torch import Tensor
 from secateur.errors import SecateurError
 from secateur.sparsify.select import keep_highest
 from secateur.structure.weights import PrunableWeight, matches
-from secateur.technique.context import Context
+from secateur.technique.context import SEARCHED, Context
 
 OUTLIERS_ABOVE, OUTLIERS_SPREAD = 5.0, 0.08
 """OWL's outliers are so many times the layer's mean; densities differ by at most twice the other
@@ -20,6 +20,9 @@ OUTLIERS_ABOVE, OUTLIERS_SPREAD = 5.0, 0.08
 
 TAIL_SPREAD = 0.3
 """How far layers' shares lie from the mean by their spectrum's tail (tau of Lu et al. 2024)."""
+
+SINGLE = ("owl", "tail", "momentum", "threshold", *SEARCHED)
+"""Allocations that look at one weight matrix at a time, which coupled layers are not."""
 
 UNIFORM_PLUS_LAST = 0.8
 """The most that uniform+ takes from the last layer (Gale, Elsen, Hooker 2019)."""
@@ -59,13 +62,15 @@ def shares(
     ``traits`` holds one number per layer for owl (``outliers``) and tail (``tail_exponent``).
     """
     name = context.allocation
+    if name == "threshold":
+        return [0.0] * len(layers)  # what scores below zero is known once there are scores
     if name == "given":
         return _given(context, layers, amount, claimed)
     if name in ("erk", "er"):
         return _by_density([_erdos_renyi(layer.weight, name == "erk") for layer in layers], layers,
                            amount)  # fmt: skip
     if name == "lamp":
-        return _by_ranking(layers, amount, lamp_scores)
+        return by_ranking(layers, amount, lamp_scores)
     if name == "sensitivity":
         rates = [1 / (1e-3 + max(0.0, (damage or {})[layer.weight.name])) for layer in layers]
         return fill(rates, [layer.cost for layer in layers], amount)
@@ -185,7 +190,7 @@ def _limits_of_uniform_plus(
     return [limits.get(layer.weight.name, 1.0) for layer in layers]
 
 
-def _by_ranking(layers: Sequence[Layer], amount: float, scores: Sequence[Tensor]) -> list[float]:
+def by_ranking(layers: Sequence[Layer], amount: float, scores: Sequence[Tensor]) -> list[float]:
     """Rank all units together and count how many of each layer are among the lowest.
 
     Where layers cost differently per unit, the number of units is found by bisection.

@@ -67,6 +67,7 @@ class Attachment:
             self.optimizer.register_step_post_hook(self._after_step),
         ]
         self.holds = _ended(memory)
+        self.sparsifier._engine.optimizer = self.optimizer
         if memory.step == 0 and not self.holds:
             self._remember(memory)
             schedule = self.sparsifier.technique.schedule
@@ -84,6 +85,7 @@ class Attachment:
 
     def stop(self) -> None:
         """Take the hooks off the optimiser."""
+        self.sparsifier._engine.optimizer = None
         for handle in self._handles:
             handle.remove()
 
@@ -123,6 +125,8 @@ class Attachment:
         self._check_objective()
         memory.step += 1
         self._remember(memory)
+        if self.sparsifier._term is not None:
+            self.sparsifier._term.after_step(memory)
         if memory.step == 1 and self._waits_for_training():
             self.sparsifier._look()
         if memory.step <= self.total and self._due(memory):
@@ -181,6 +185,20 @@ def check_length(technique: Technique, total_steps: int) -> None:
         raise SecateurError(
             f"'{technique.update}' returns to step {step}, and the training has only {total_steps} "
             "steps; choose an earlier step or train longer"
+        )
+    if step:
+        _check_return(technique, step / total_steps)
+
+
+def _check_return(technique: Technique, after: float) -> None:
+    """Raise SecateurError where no mask changes after the step that its removal would return to."""
+    schedule = technique.schedule
+    shares = {schedule.at(min(1.0, after + (1 - after) * place / MOVING_UPDATES))
+              for place in range(MOVING_UPDATES + 1)}  # fmt: skip
+    if schedule.mask.kind == "permanent" and len(shares) == 1:
+        raise SecateurError(
+            f"'{technique.update}' returns to a step that does not exist yet when "
+            f"'{schedule}' removes for the last time: choose an earlier step or a later removal"
         )
 
 

@@ -90,10 +90,10 @@ class Compensator:
         """Return the factor of the inverse; weights that read the same share it."""
         assert self.how is not None
         known = factors.get(id(gram))
-        if known is not None and picker.together == 1:
+        if known is not None and picker.order is None:
             return known
         found = inverse_factor(damped(picker.ordered(gram), self.how.damping or 0.0))
-        if picker.together == 1:
+        if picker.order is None:
             factors.clear()
             factors[id(gram)] = found
         return found

@@ -101,7 +101,7 @@ class CoupledEngine(Engine):
         self._measure_damage(memory)
         removed = [group.gone(masks) for group in self.groups]
         rising = claimed >= (memory.claimed or 0.0)
-        statistics = self._statistics()
+        statistics = self._statistics(masks)
         entries = self._scored(claimed, removed, memory, statistics, generator)
         kept, shortfall = self._search(entries, claimed, schedule.time(progress), rising, memory)
         # Some backends of a process group broadcast only what lies on the accelerator.

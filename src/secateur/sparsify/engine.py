@@ -13,17 +13,20 @@ from secateur.errors import SecateurError
 from secateur.sparsify.allocation import Layer, shares
 from secateur.sparsify.budget import count_kept, mask_overhead
 from secateur.sparsify.compensation import Chosen
+from secateur.sparsify.hiding import masked
 from secateur.sparsify.knowledge import Knowledge
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Choice, Entry, choose
 from secateur.sparsify.ranks import same_on_every_rank
 from secateur.sparsify.report import prunable_elements
-from secateur.sparsify.result import StepResult
+from secateur.sparsify.result import StepResult, why_short
 from secateur.sparsify.scoring import refuse_nan, score_units
-from secateur.sparsify.select import count_true
+from secateur.sparsify.search import by_momentum, recalibrated, search
+from secateur.sparsify.select import count_true, keep_highest
 from secateur.sparsify.setup import Prunable, Setup
-from secateur.sparsify.statistics import Loss, Statistics
+from secateur.sparsify.statistics import Loss, Statistics, mean_loss
 from secateur.technique import Criterion, Technique
+from secateur.technique.context import SEARCHED
 
 _PACKING_ROUNDS = 4
 
@@ -111,7 +114,7 @@ class Engine(Knowledge):
         """
         schedule = self.technique.schedule
         claimed = schedule.at(progress) if share is None else share
-        statistics = self._statistics()
+        statistics = self._statistics(masks)
         generator = torch.Generator()
         generator.set_state(memory.generator)
         self._measure_damage(memory)
@@ -240,8 +243,11 @@ class Engine(Knowledge):
             removing = round(share * entry.units.count)
             scores = score_units(self.technique.criteria, evidence, entry.units, removing)
             refuse_nan(scores, entry.weight.name, evidence.weight, self.technique.criteria)
+            claimed = share
+            if self.technique.context.allocation == "threshold" and claim.share:
+                claimed = float((scores < 0).double().mean())
             growth = self._growth(evidence, entry, generator)
-            entries.append(replace(entry, scores=scores, share=share, growth=growth))
+            entries.append(replace(entry, scores=scores, share=claimed, growth=growth))
         return entries
 
     def _shares(
@@ -263,6 +269,16 @@ class Engine(Knowledge):
                 for prunable in self.setup.prunables
             ]
         layers = [Layer(entry.weight, entry.cost) for entry in entries]
+        if self.technique.context.allocation in SEARCHED:
+            return self._searched(entries, layers, claim, memory, statistics, generator)
+        if self.technique.context.allocation == "momentum" and any(each.gone for each in entries):
+            return by_momentum(
+                [entry.cost for entry in entries],
+                [entry.spent() for entry in entries],
+                claim.amount,
+                self.technique.schedule.mask.share_at(claim.time),
+                self._momenta(entries),
+            )
         return shares(
             self.technique.context,
             layers,
@@ -273,6 +289,37 @@ class Engine(Knowledge):
             self.setup.ends,
             self._traits(memory, statistics, generator),
         )
+
+    def _searched(
+        self,
+        entries: Sequence[Entry],
+        layers: Sequence[Layer],
+        claim: _Claim,
+        memory: Memory,
+        statistics: Statistics,
+        generator: torch.Generator,
+    ) -> list[float]:
+        """Try divisions of what is claimed on the model, by the scores of this moment."""
+        assert self.data is not None
+        data, scores = self.data, []
+        for entry, prunable in zip(entries, self.setup.prunables, strict=True):
+            evidence = self._evidence(prunable, memory, statistics, generator)
+            found = score_units(self.technique.criteria, evidence, entry.units)
+            scores.append(found.masked_fill(entry.removed, -torch.inf))
+
+        def trial(divided: Sequence[float]) -> float:
+            kept = [
+                keep_highest([part], min(len(part), round(share * len(part))))[0]
+                for part, share in zip(scores, divided, strict=True)
+            ]
+            masks = self.open_masks()
+            self._write(masks, kept)
+            with masked(self.model, masks), recalibrated(self.model, data):
+                return mean_loss(self.model, data, self.loss)
+
+        spent = [entry.spent() for entry in entries]
+        name = self.technique.context.allocation
+        return search(name, layers, scores, spent, claim.amount, trial, generator)
 
     def _removed(self, prunable: Prunable, masks: dict[str, Tensor]) -> Tensor:
         """Return which units are removed now [units]."""
@@ -333,7 +380,7 @@ class Engine(Knowledge):
             claim.target if self.setup.budget else offered / max(1.0, total),
             achieved,
             unmet / total if total else 0.0,
-            self._reason(claim, achieved) if unmet > 0 else None,
+            why_short(self.technique, self.currency, claim.target, achieved) if unmet > 0 else None,
             tuple(
                 entry.weight.name
                 for entry, number in zip(entries, numbers, strict=True)
@@ -343,22 +390,4 @@ class Engine(Knowledge):
                 entry.weight.name: number / max(1, entry.units.count)
                 for entry, number in zip(entries, numbers, strict=True)
             },
-        )
-
-    def _reason(self, claim: _Claim, achieved: dict[str, float]) -> str:
-        """Say why a claim could not be met."""
-        granularity, context = self.technique.granularity, self.technique.context
-        causes = []
-        if granularity.kept is not None:
-            causes.append(f"{granularity} lets no more go")
-        if context.keep:
-            causes.append(f"every layer keeps {context.keep:g} of its units")
-        if context.allocation in ("uniform_plus", "given"):
-            causes.append(f"the allocation {context.allocation} spares some layers")
-        if context.pool == "groups":
-            causes.append("layers outside the groups stay dense")
-        return (
-            f"asked for {self.currency} {claim.target:.4g}, reached "
-            f"{achieved[self.currency]:.4g}: "
-            + (" and ".join(causes) or "the prunable layers hold no more")
         )

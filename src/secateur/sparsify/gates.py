@@ -19,22 +19,43 @@ from secateur.sparsify.memory import Memory
 from secateur.sparsify.setup import Setup
 from secateur.sparsify.sites import Site, find_sites
 from secateur.technique import Technique
+from secateur.technique.criteria.gate import Gate, zeros
 
 _PLACES = 128
+
+
+def _dropped(
+    weight: Tensor,
+    learned: Tensor,
+    mask: Tensor,
+    noise: Tensor,
+    time: float,
+    drop: float = 0.0,
+    **parameters: float,
+) -> Tensor:
+    return weight * mask * (noise >= drop)
+
+
+def _nothing(weight: Tensor, learned: Tensor, time: float, **parameters: float) -> Tensor:
+    return torch.zeros_like(weight)
+
+
+DROPPING = Gate(_dropped, _nothing, zeros, "nothing", noisy=True)
+"""The gate of ``drop=``, which learns nothing: a unit is there or not, by chance."""
 
 
 class Gates:
     """The gates of a technique on one model; what changes lies in the memory."""
 
     def __init__(self, model: nn.Module, technique: Technique, setup: Setup) -> None:
-        gate = technique.criteria.gate
-        assert gate is not None
         _check(technique)
         self.model = model
         self.technique = technique
-        self.gate = gate
+        self.gate = technique.criteria.gate or DROPPING
         self.options: dict[str, Any] = dict(technique.criteria.innermost.parameters)
-        self.sites = find_sites(model, technique, setup, gate.shared)
+        if technique.criteria.gate is None:
+            self.options = {"rate": 0.0, "drop": technique.update.drop}
+        self.sites = find_sites(model, technique, setup, self.gate.shared)
         self.by_parameter: dict[str, list[Site]] = {}
         for site in self.sites:
             for name in site.entries:
@@ -188,12 +209,10 @@ def _check(technique: Technique) -> None:
             f"'{technique.criteria}' learns while training, and '{technique.update}' sets weights "
             "to zero at updates only: write removed=held or removed=straight_through"
         )
-    gate = technique.criteria.gate
-    assert gate is not None
-    if gate.shared and technique.granularity.whole_outputs:
+    if technique.criteria.gate is not None and technique.update.drop:
         raise SecateurError(
-            f"'{technique.criteria}' shrinks single weights, and '{technique.granularity}' removes "
-            "whole outputs: use weight, kernel or another part of an output"
+            f"'{technique.criteria}' gates the weights of the forward pass, and so does "
+            f"'{technique.update}': leave drop= out, or choose another criterion"
         )
 
 

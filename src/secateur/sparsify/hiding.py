@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -52,3 +53,18 @@ def exchange(
         stored[went] = vector[went]
         if back:
             vector[came] = stored[came]
+
+
+@contextlib.contextmanager
+def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Set what masks remove to zero, and everything back to what it was afterwards."""
+    held = {name: model.get_parameter(name).detach().clone() for name in masks}
+    try:
+        with torch.no_grad():
+            for name, mask in masks.items():
+                model.get_parameter(name).masked_fill_(~mask, 0)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in held.items():
+                model.get_parameter(name).copy_(value)

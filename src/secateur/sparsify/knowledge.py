@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from secateur.errors import SecateurError
 from secateur.sparsify.activations import look
 from secateur.sparsify.allocation import outliers, tail_exponent
 from secateur.sparsify.compensation import Compensator
+from secateur.sparsify.hiding import masked
+from secateur.sparsify.influence import influences
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Entry
 from secateur.sparsify.scoring import score_units, widen
@@ -19,12 +21,16 @@ from secateur.sparsify.second_order import SECOND_ORDER, derived, measure
 from secateur.sparsify.setup import Prunable, Setup
 from secateur.sparsify.sites import learned_of
 from secateur.sparsify.statistics import Loss, Statistics, collect, mean_loss, reiterable
+from secateur.structure import PrunableWeight
 from secateur.technique import Criterion, Evidence, Technique
 from secateur.technique.criteria import REDUCERS
 
 
 class Knowledge:
-    """Gathers evidence for scores, growth and shares; holds nothing that changes."""
+    """Gathers evidence for scores, growth and shares; holds nothing that changes by itself.
+
+    ``optimizer`` is the one that is followed, if any.
+    """
 
     def __init__(
         self,
@@ -41,6 +47,7 @@ class Knowledge:
         self.data = None if data is None else reiterable(data)
         self.loss = loss
         self.seed = seed
+        self.optimizer: torch.optim.Optimizer | None = None
         self.compensator = Compensator(model, technique, setup.prunables)
 
     @property
@@ -109,10 +116,14 @@ class Knowledge:
         if dynamics.by == "random":
             drawn = torch.rand(entry.units.count, generator=generator)
             return drawn.to(evidence.weight.device)
-        source = evidence.get("gradient") if dynamics.by == "gradient" else evidence.weight
+        source = evidence.weight
+        if dynamics.by == "gradient":
+            source = evidence.get("gradient")
+        elif dynamics.by == "momentum":
+            source = self._momentum(entry.weight, bool(entry.gone))
         return REDUCERS.get("mean").function(*entry.units.rows(widen(source).abs()))
 
-    def _statistics(self) -> Statistics:
+    def _statistics(self, masks: Mapping[str, Tensor]) -> Statistics:
         needs = self.needs - {"saved", "previous", "learned", "norm_scale"}
         needs |= {*self.compensator.needs}
         if not needs or self.data is None:
@@ -121,7 +132,34 @@ class Knowledge:
         seen = look(self.model, self.setup.prunables, needs, self.data)
         read = measure(self.model, self.setup.prunables, needs, self.data, self.loss,
                        self.compensator.how)  # fmt: skip
+        read |= influences(self.model, self.setup, needs, self.data, self.loss)
+        if "masked_gradient" in needs:
+            with masked(self.model, masks):
+                found = collect(self.model, weights, {"gradient"}, self.data, self.loss, self.seed)
+            read["masked_gradient"] = found["gradient"]
         return seen | read | collect(self.model, weights, needs, self.data, self.loss, self.seed)
+
+    def _momentum(self, weight: PrunableWeight, needed: bool) -> Tensor:
+        """Return the optimiser's running mean of a weight's gradients; zeros if not needed yet."""
+        parameter = self.model.get_parameter(weight.parameter)
+        state = self.optimizer.state.get(parameter, {}) if self.optimizer is not None else {}
+        found = state.get("momentum_buffer", state.get("exp_avg"))
+        if found is None and needed:
+            raise SecateurError(
+                f"'{self.technique.schedule}' looks at the optimiser's momentum, and there is none "
+                f"of {weight.parameter}: attach to an optimiser that has it, such as SGD with "
+                "momentum or Adam"
+            )
+        return weight.view(torch.zeros_like(parameter) if found is None else found.detach())
+
+    def _momenta(self, entries: Sequence[Entry]) -> list[float]:
+        """Return the mean size of the momentum of each layer's surviving weights."""
+        found = []
+        for entry in entries:
+            size = self._momentum(entry.weight, needed=True).abs()
+            kept = entry.units.spread(~entry.removed)
+            found.append(float((size * kept).sum() / kept.sum().clamp(min=1)))
+        return found
 
     def _traits(
         self, memory: Memory, statistics: Statistics, generator: torch.Generator

@@ -235,6 +235,9 @@ def _regrow(rules: Rules, members: Sequence[Entry], claim: float) -> tuple[list[
         price = prices.pop()
         extra = math.floor(rules.exchanged * round((total - claim) / price) + 1e-9) * price
         claim = round(claim / price) * price
+    if rules.technique.context.allocation == "momentum":  # the claim moves: a share of what is left
+        left = total - sum(entry.spent() for entry in members)
+        extra = max(0.0, total - claim - (1 - rules.exchanged) * left)
     survivors, _ = _within(members, [entry.ranked for entry in members], claim + extra)
     growth = [
         _growth(entry).masked_fill(kept, torch.inf)

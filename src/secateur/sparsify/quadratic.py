@@ -52,8 +52,7 @@ def inverse_factor(matrix: Tensor) -> Tensor:
     U_jj^2 is the j-th diagonal of the inverse of H[j:, j:]: of what is left after columns 0..j-1.
     H turned around is L L^T, so that H = R R^T with R = L turned around, upper; and U = R^-1.
     """
-    turned = factor(matrix.flip(-2, -1))
-    upper = turned.flip(-2, -1).contiguous()
+    upper = factor(matrix.flip(-2, -1)).flip(-2, -1)
     ones = torch.eye(upper.shape[-1], dtype=upper.dtype, device=upper.device)
     found: Tensor = torch.linalg.solve_triangular(upper, ones.expand_as(upper), upper=True)
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from secateur.technique import Technique
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -29,3 +31,22 @@ class StepResult:
     reason: str | None = None
     emptied: tuple[str, ...] = ()
     layers: Mapping[str, float] = field(default_factory=dict)
+
+
+def why_short(
+    technique: Technique, currency: str, target: float, achieved: Mapping[str, float]
+) -> str:
+    """Say why a claim could not be met."""
+    granularity, context = technique.granularity, technique.context
+    causes = []
+    if granularity.kept is not None:
+        causes.append(f"{granularity} lets no more go")
+    if context.keep:
+        causes.append(f"every layer keeps {context.keep:g} of its units")
+    if context.allocation in ("uniform_plus", "given"):
+        causes.append(f"the allocation {context.allocation} spares some layers")
+    if context.pool == "groups":
+        causes.append("layers outside the groups stay dense")
+    return f"asked for {currency} {target:.4g}, reached {achieved[currency]:.4g}: " + (
+        " and ".join(causes) or "the prunable layers hold no more"
+    )

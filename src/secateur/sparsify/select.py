@@ -97,8 +97,16 @@ def keep_within(parts: Sequence[Tensor], costs: Sequence[Tensor], amount: float)
 
 def keep_highest_rows(scores: Tensor, removing: int) -> Tensor:
     """Remove the ``removing`` lowest of every row of [rows, units]; ties go by position."""
-    kept = torch.ones_like(scores, dtype=torch.bool)
-    if removing:
-        order = torch.argsort(scores, dim=1, stable=True)
-        kept.scatter_(1, order[:, :removing], False)
+    if removing == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(removing, dim=1, keepdim=True).values
+    kept = scores > threshold
+    excess = removing - (scores.shape[1] - kept.sum(1))
+    if not bool(excess.any()):
+        return kept
+    # More are as low as the threshold than are to go: the last of them stay.
+    rows = excess.nonzero()[:, 0]
+    equal = scores[rows] == threshold[rows]
+    behind = equal.flip(1).cumsum(1).flip(1)
+    kept[rows] |= equal & (behind <= -excess[rows, None])
     return kept

@@ -14,6 +14,7 @@ from secateur.sparsify.allocation import ends_of
 from secateur.sparsify.branches import BranchMeasure, branch_groups, refuse_too_much
 from secateur.sparsify.budget import Budget, Ledger
 from secateur.sparsify.capabilities import lacks
+from secateur.sparsify.checks import check_budget, check_coupled, check_data
 from secateur.sparsify.clashes import refuse_compensation
 from secateur.sparsify.coupling import (
     Group,
@@ -39,7 +40,7 @@ from secateur.structure.terms import Term
 from secateur.structure.usage import Usage
 from secateur.structure.weights import FoundWeights
 from secateur.technique import Technique
-from secateur.technique.criteria.evidence import FROM_DATA, FROM_OUTPUTS, NEEDS
+from secateur.technique.criteria.evidence import FROM_OUTPUTS
 from secateur.technique.granularity import Granularity
 
 _DERIVATIVES = {
@@ -49,6 +50,7 @@ _DERIVATIVES = {
     "hessian_gradient",
     "output_taylor",
     "synaptic_flow",
+    "masked_gradient",
 }
 
 
@@ -94,9 +96,9 @@ def prepare(
     missing = lacks(technique)
     if missing:
         raise SecateurError(f"'{technique}' cannot run yet: it needs {'; '.join(missing)}")
-    _check_data(technique, data)
+    check_data(technique, data)
     refuse_compensation(technique, data)
-    budget = _check_budget(technique, budget, example_inputs)
+    budget = check_budget(technique, budget, example_inputs)
     found = find_weights(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise SecateurError(
@@ -121,7 +123,7 @@ def prepare(
     if not chosen:
         raise SecateurError(f"include={include!r} and exclude={exclude!r} leave no layer to prune")
     if example_inputs is not None and couples(technique.granularity):
-        _check_coupled(technique, round_to)
+        check_coupled(technique, round_to)
         return _prepare_coupled(
             model, technique, budget, found, chosen, example_inputs, inexact, round_to
         )
@@ -234,26 +236,6 @@ def _prepare_coupled(
     )  # fmt: skip
 
 
-def _check_coupled(technique: Technique, round_to: int) -> None:
-    """Refuse what has no meaning for whole channels."""
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise SecateurError(f"round_to={round_to!r}: expected a whole number of at least 1")
-    if round_to > 1 and not technique.granularity.named:
-        raise SecateurError(f"round_to={round_to} has no meaning for whole layers: leave it out")
-    if technique.context.allocation in ("owl", "tail"):
-        raise SecateurError(
-            f"'{technique.context}' divides a budget among single weight matrices, and "
-            f"'{technique.granularity}' with example_inputs= couples them: leave example_inputs "
-            "out, or choose another allocation"
-        )
-    dynamics = technique.schedule.mask
-    if dynamics.kind == "regrown" and dynamics.by == "gradient":
-        raise SecateurError(
-            f"'{technique}' regrows by gradient, and a channel that is zero in every layer has "
-            "none; write regrown(by=magnitude) or regrown(by=random)"
-        )
-
-
 def _nothing_to_prune(
     model: nn.Module, technique: Technique, passed: Sequence[tuple[str, str]]
 ) -> str:
@@ -277,24 +259,6 @@ def _observe_example(model: nn.Module, example_inputs: tuple[Any, ...]) -> Usage
         raise SecateurError(f"the model cannot run on example_inputs: {reason}") from error
 
 
-def _check_data(technique: Technique, data: Iterable[Any] | None) -> None:
-    lacking = [need for need in technique.criteria.needs if need in FROM_DATA]
-    if lacking and data is None:
-        raise SecateurError(
-            f"the criterion '{technique.criteria}' needs {NEEDS[lacking[0]]}: pass data= (batches)"
-        )
-    if technique.context.allocation == "owl" and data is None:
-        raise SecateurError(
-            f"the context '{technique.context}' looks at the inputs of every layer: pass data= "
-            "(batches)"
-        )
-    if technique.context.allocation == "sensitivity" and data is None:
-        raise SecateurError(
-            f"the context '{technique.context}' measures the loss layer by layer: pass data= "
-            "(batches)"
-        )
-
-
 def _check_trainable(
     technique: Technique, model: nn.Module, chosen: tuple[PrunableWeight, ...]
 ) -> None:
@@ -305,31 +269,6 @@ def _check_trainable(
             f"the criterion '{technique.criteria}' needs gradients, and {frozen[0]} has none "
             "(requires_grad is off): exclude it or let it train"
         )
-
-
-def _check_budget(
-    technique: Technique, budget: Budget | None, example_inputs: tuple[Any, ...] | None
-) -> Budget | None:
-    granularity = technique.granularity
-    if budget is None and granularity.block is not None and granularity.kept is not None:
-        return Budget("sparsity", 1 - granularity.kept / granularity.block)
-    if budget is None and technique.context.allocation != "given":
-        raise SecateurError(
-            "no budget: pass sparsity= (share that goes), or params=, macs= or bytes= (share that "
-            "stays)"
-        )
-    if budget is not None and budget.currency == "macs" and example_inputs is None:
-        raise SecateurError("a budget in macs needs example_inputs= to count them")
-    if (
-        budget is not None
-        and budget.currency == "latency"
-        and (example_inputs is None or not couples(granularity))
-    ):
-        raise SecateurError(
-            "a budget in latency is for whole channels (filter, shared_kernel, head), with "
-            "example_inputs= to time: masks alone make nothing faster"
-        )
-    return budget
 
 
 def _spare_outputs(
@@ -379,11 +318,14 @@ def _own_reach(
 
 def _looks_at_norms(technique: Technique) -> bool:
     needs = set(technique.criteria.needs)
-    return bool(needs & {"norm_scale", *FROM_OUTPUTS}) or technique.objective.name == "l1_scale"
+    return (
+        bool(needs & {"norm_scale", "scale_taylor", *FROM_OUTPUTS})
+        or technique.objective.name == "l1_scale"
+    )
 
 
 def _check_norms(technique: Technique, prunables: tuple[Prunable, ...]) -> None:
-    if "norm_scale" not in technique.criteria.needs:
+    if not {"norm_scale", "scale_taylor"} & set(technique.criteria.needs):
         return
     bare = [
         prunable.weight.name

@@ -107,7 +107,7 @@ class Sparsifier:
             self._setup = self._fitted(self.budget.value, inputs, options)
         kind = CoupledEngine if self._setup.groups else Engine
         self._engine = kind(self.model, self.technique, self._setup, data, loss, seed)
-        gated = self.technique.criteria.gate is not None
+        gated = self.technique.criteria.gate is not None or self.technique.update.drop > 0
         self._gates = Gates(self.model, self.technique, self._setup) if gated else None
         self._term = make_term(self._engine, self.technique, teacher, self._gates)
         self._term_added = False
@@ -220,12 +220,13 @@ class Sparsifier:
             before = {name: self._masks[name].clone() for name in self._engine.returning}
             result = self._engine.update(self._masks, self._memory, progress, share)
             changed += result.changed
-            self._memory.settled = self.technique.schedule.settles(progress)
+            last = number == len(planned)
+            self._memory.settled = last and self.technique.schedule.settles(progress)
             with torch.no_grad():
                 back = self.technique.update.removed == "frozen"
                 hiding.exchange(self.model, self._memory, before, self._masks, back)
             self._refresh()
-            if number < len(planned):
+            if not last:
                 self.apply()
         result = replace(result, changed=changed)
         if gated and not self._gated and self._gates is not None:

@@ -284,6 +284,24 @@ def _synaptic_flow(
 
     The flow grows with every layer, so that it is computed in double precision.
     """
+    names, tensors = _wanted(model, weights)
+    total, leaves = flow_of_ones(model, batches, dict.fromkeys(names))
+    flows = torch.autograd.grad(total, leaves, allow_unused=True)
+    found = {
+        name: torch.zeros_like(tensor) if flow is None else flow.to(widen(tensor).dtype)
+        for name, tensor, flow in zip(names, tensors, flows, strict=True)
+    }
+    return {weight.name: weight.view(found[weight.parameter]) for weight in weights}
+
+
+def flow_of_ones(
+    model: nn.Module, batches: Iterable[Any], wanted: Iterable[str]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the sum of what the model answers to ones with all its values absolute.
+
+    Beside it come the absolute values of the parameters that are wanted, which it depends on.
+    Raises SecateurError where what goes in or comes out is not one tensor of numbers.
+    """
     first = to_device(next(iter(batches)), model)
     given = first[0] if isinstance(first, (tuple, list)) else first
     if not isinstance(given, Tensor) or not given.is_floating_point():
@@ -291,23 +309,19 @@ def _synaptic_flow(
             "synaptic flow sends ones through the model, and its inputs are not one tensor of "
             "numbers; choose another criterion"
         )
-    names, tensors = _wanted(model, weights)
     size = {
         name: tensor.detach().double().abs() if tensor.is_floating_point() else tensor
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
-    leaves = [size[name].requires_grad_() for name in names]
+    leaves = [size[name].requires_grad_() for name in wanted]
+    if not leaves:  # what the layers answer is asked for, so that something has to be tracked
+        next(value for value in size.values() if value.is_floating_point()).requires_grad_()
     ones = torch.ones_like(given[:1], dtype=torch.float64)
     answer = torch.func.functional_call(model, size, (ones,))
     answer = getattr(answer, "logits", answer)
     if not isinstance(answer, Tensor):
         raise SecateurError("the model's output is not one tensor, so no flow can be summed")
-    flows = torch.autograd.grad(answer.sum(), leaves, allow_unused=True)
-    found = {
-        name: torch.zeros_like(tensor) if flow is None else flow.to(widen(tensor).dtype)
-        for name, tensor, flow in zip(names, tensors, flows, strict=True)
-    }
-    return {weight.name: weight.view(found[weight.parameter]) for weight in weights}
+    return answer.sum(), leaves
 
 
 def _wanted(

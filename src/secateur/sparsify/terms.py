@@ -43,6 +43,9 @@ class Term:
         """Take notice of a training step that is about to happen."""
         self.held = memory.shadow
 
+    def after_step(self, memory: Memory) -> None:
+        """Take notice of a step that the optimiser has just done."""
+
     def state(self) -> dict[str, Any] | None:
         """Return what a resumed run has to know, None where that is nothing."""
         return None
@@ -223,6 +226,87 @@ class GrowingL2(Term):
         self.condemned = None if found is None else {n: m.clone() for n, m in found.items()}
 
 
+class Admm(Term):
+    """Half the squared distance of the weights from Z - U, with Z and U renewed in rounds.
+
+    Z is the nearest to W + U among what the whole budget would leave, and U sums up how far W has
+    been from Z (Zhang et al. 2018, eq. 9 and 12).
+    """
+
+    penalises = True
+
+    def __init__(self, engine: Engine, objective: Objective) -> None:
+        self.engine = engine
+        self.every = int(dict(objective.parameters)["every"])
+        self.projected: dict[str, Tensor] = {}
+        self.dual: dict[str, Tensor] = {}
+
+    def look(self, masks: Mapping[str, Tensor], memory: Memory, progress: float) -> None:  # noqa: ARG002
+        """Begin with the weights as they are."""
+        if not self.projected and not memory.settled:
+            self._renew(memory)
+
+    def after_step(self, memory: Memory) -> None:
+        """Renew Z and U at the end of a round, until the masks are final."""
+        if not memory.settled and memory.step % self.every == 0:
+            self._renew(memory)
+
+    def _renew(self, memory: Memory) -> None:
+        weights = self._weights()
+        if self.projected:
+            for name, weight in weights.items():
+                self.dual[name] = self.dual[name] + weight - self.projected[name]
+        else:
+            self.dual = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        self._project(memory, weights)
+
+    def _weights(self) -> dict[str, Tensor]:
+        names = self.engine.open_masks()
+        return {name: self.engine.model.get_parameter(name).detach().clone() for name in names}
+
+    @torch.no_grad()
+    def _project(self, memory: Memory, weights: Mapping[str, Tensor]) -> None:
+        """Set Z to W + U without what the whole budget would remove of it."""
+        masks = self.engine.open_masks()
+        thought = copy.copy(memory)
+        thought.history = []
+        try:
+            for name, weight in weights.items():
+                self.engine.model.get_parameter(name).copy_(weight + self.dual[name])
+            self.engine.update(masks, thought, 1.0, 1.0)
+        finally:
+            for name, weight in weights.items():
+                self.engine.model.get_parameter(name).copy_(weight)
+        self.projected = {
+            name: (weight + self.dual[name]) * masks[name] for name, weight in weights.items()
+        }
+
+    def value(self, *_answered: Any) -> Tensor:
+        """Return the term for the weights as they are."""
+        distances = [
+            (self.engine.model.get_parameter(name) - projected + self.dual[name]).square().sum()
+            for name, projected in self.projected.items()
+        ]
+        return torch.stack(distances).sum() / 2 if distances else torch.zeros(())
+
+    def state(self) -> dict[str, Any]:
+        """Return Z and U."""
+        return {"projected": self.projected, "dual": self.dual}
+
+    def check(self, state: Any) -> None:
+        """Refuse what is not Z and U of this model."""
+        if not isinstance(state, dict) or set(state) != {"projected", "dual"}:
+            raise SecateurError("the state holds no dual variables: it belongs to another run")
+        for what in ("projected", "dual"):
+            if state[what]:
+                _check_tensors(what, state[what], self.engine.open_masks())
+
+    def load(self, state: Any) -> None:
+        """Go on with Z and U."""
+        self.projected = {name: value.clone() for name, value in state["projected"].items()}
+        self.dual = {name: value.clone() for name, value in state["dual"].items()}
+
+
 class GatePenalty(Term):
     """What the criterion's gate asks of its learned numbers.
 
@@ -268,6 +352,8 @@ def make_term(
                 "trains none: choose a criterion such as hard_concrete, or another objective"
             )
         return GatePenalty(gates)
+    if objective.name == "admm":
+        return Admm(engine, objective)
     if objective.name == "distillation":
         return Distillation(engine.model, objective, teacher)
     if objective.name == "group_lasso":

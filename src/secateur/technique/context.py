@@ -34,8 +34,20 @@ ALLOCATIONS: dict[str, str] = {
     "sensitivity": "less from the layers whose removal raises the loss most; needs data",
     "owl": "less from the layers with many outliers among |w| ||x||; needs data (Yin et al. 2024)",
     "tail": "less from the layers whose spectrum has a heavy tail (Lu et al. 2024)",
+    "sampled": "the best of some random divisions, by the loss once batch norms' statistics have "
+    "been taken anew; needs data (Li et al. 2020)",
+    "ranking": "the shares that a global ranking gives with a factor and an offset per layer, "
+    "found by an evolutionary search on the loss; needs data (Chin et al. 2020)",
+    "greedy": "each update takes from the one layer that harms the loss least; needs data "
+    "(Yang et al. 2018)",
+    "momentum": "what an update frees goes to layers by the mean momentum of their survivors "
+    "(Dettmers, Zettlemoyer 2019)",
+    "threshold": "whatever scores below zero; the budget is then an outcome",
     "given": "shares written per layer, as glob patterns; the first match counts",
 }
+SEARCHED = ("sampled", "ranking", "greedy")
+"""The allocations that try divisions of the budget and compare the losses."""
+
 _ALIASES = {"uniform+": "uniform_plus", "layer": "local", "model": "global"}
 
 

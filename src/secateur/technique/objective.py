@@ -8,17 +8,19 @@ from typing import Any
 
 from secateur.errors import SecateurError, suggestion
 from secateur.technique.schedule import Schedule
-from secateur.technique.syntax import Call, bind, format_call, format_value, parse_call, word
+from secateur.technique.syntax import Call, bind, count, format_call, format_value, parse_call, word
 
 OBJECTIVES: dict[str, str] = {
     "none": "nothing is added to the loss",
     "group_lasso": "the sum of the units' L2 norms",
     "l1_scale": "the L1 norm of the norms' scales",
     "growing_l2": "an L2 term on the condemned units that grows",
+    "admm": "half the squared distance from the nearest pruned weights, with dual variables",
     "gates": "what the criterion's gates ask of the numbers that they learn",
     "distillation": "the distance to a teacher's answers",
 }
 PARAMETERS: dict[str, dict[str, Any]] = {
+    "admm": {"every": 10},
     "group_lasso": {"sized": False},
     "distillation": {"temperature": 4.0, "answers": "softmax", "dim": 1},
 }
@@ -124,6 +126,8 @@ def _parameters(name: str, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]
     found = usual | given
     if name == "group_lasso" and not isinstance(found["sized"], bool):
         raise SecateurError(f"objective {name}: sized={found['sized']} is neither true nor false")
+    if name == "admm":
+        count(found["every"], "objective admm: every")
     if name == "distillation":
         _check_distillation(found)
     return tuple(found.items())

@@ -171,7 +171,7 @@ MASKS: dict[str, str] = {
     "reselected": "every update chooses afresh among all units",
     "regrown": "every update drops a share of the survivors and regrows as many removed units",
 }
-REGROWTH = ("gradient", "random", "magnitude")
+REGROWTH = ("gradient", "momentum", "random", "magnitude")
 DECAYS = ("cosine", "constant")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from secateur.errors import SecateurError, suggestion
 from secateur.technique.compensation import Compensation, compensation_of
+from secateur.technique.context import check_share
 from secateur.technique.syntax import Call, bind, count, format_call, parse_call, word
 
 SURVIVORS: dict[str, str] = {
@@ -39,7 +40,8 @@ class Update:
     """What happens at each removal, beside the removal.
 
     ``step`` is the optimiser step that ``rewind`` and ``rewind_rate`` return to, ``compensation``
-    how ``compensate`` changes the survivors.
+    how ``compensate`` changes the survivors; ``drop`` is the share of units that every step of the
+    training leaves out at random.
 
     >>> str(Update.parse("rewind(step=500, optimizer=reset)"))
     'rewind(step=500, optimizer=reset)'
@@ -50,6 +52,7 @@ class Update:
     removed: str = "frozen"
     optimizer: str = "keep"
     compensation: Compensation | None = None
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         for value, accepted, what in (
@@ -75,6 +78,12 @@ class Update:
                 "compensate is for networks that are not trained on, and optimizer=rewind_rate "
                 "trains on: write keep(optimizer=rewind_rate)"
             )
+        check_share(self.drop, "drop")
+        if self.drop and self.survivors == "compensate":
+            raise SecateurError(
+                "compensate is for networks that are not trained on, and drop= is for training: "
+                "write keep(drop=...)"
+            )
         if self.optimizer == "rewind" and self.survivors != "rewind":
             raise SecateurError("optimizer=rewind goes with rewind(step=...) only")
 
@@ -90,7 +99,7 @@ class Update:
             raise SecateurError(f"unknown update '{call.name}': {suggestion(call.name, SURVIVORS)}")
         if call.name == "compensate":
             return cls._compensating(call)
-        found = bind(call, ("step", "removed", "optimizer"), "update", ordered=1)
+        found = bind(call, ("step", "removed", "optimizer", "drop"), "update", ordered=1)
         for key in set(found) & {"removed", "optimizer"}:
             found[key] = word(found[key], key)
         return cls(call.name, **found)
@@ -110,6 +119,10 @@ class Update:
             said += f": {self.compensation.words()}"
         if self.step is not None:
             said += f" (step {self.step})"
+        if self.drop:
+            said += (
+                f"; each training step leaves out {self.drop:.3g} of the units at random"
+            )
         return f"{REMOVED[self.removed]}; {said}; {OPTIMIZER[self.optimizer]}"
 
     def __str__(self) -> str:
@@ -123,4 +136,6 @@ class Update:
             keywords["removed"] = Call(self.removed)
         if self.optimizer != "keep":
             keywords["optimizer"] = Call(self.optimizer)
+        if self.drop:
+            keywords["drop"] = self.drop
         return format_call(self.survivors, arguments, keywords)

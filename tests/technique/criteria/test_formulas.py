@@ -28,11 +28,16 @@ X, GAMMA, TAYLOR = made(7, (1, 1, 4, 1, 1)).abs(), made(8, (1, 6, 1, 1, 1)), mad
     1, 6, 1, 1, 1)).abs()  # fmt: skip
 SURGEON, GONE, FISHER_SURGEON = made(16), made(17).abs(), made(18)
 GREEDY, LASSO = (made(seed, (1, 1, 4, 1, 1)).abs() for seed in (19, 20))
+LEARNED, MASKED = made(21), made(22)
+BLOCK, WITHOUT = (made(seed, (1, 1, 1, 1, 1)).abs() for seed in (23, 24))
+SCALES, CARRIED = (made(seed, (1, 6, 1, 1, 1)).abs() for seed in (25, 26))
 HG, FLOW, SPREAD = made(10), made(11).abs(), made(12, (1, 1, 4, 1, 1)).abs()
 ACTIVE, RANK, APART = (made(seed, (1, 6, 1, 1, 1)).abs() for seed in (13, 14, 15))
 EVIDENCE = Evidence(
     W, W0, PREVIOUS, G, F.abs(), H, X, TAYLOR, GAMMA, hessian_gradient=HG, synaptic_flow=FLOW,
     surgeon=SURGEON, elimination=GONE, greedy=GREEDY, lasso=LASSO, fisher_surgeon=FISHER_SURGEON,
+    learned=LEARNED, masked_gradient=MASKED, block_influence=BLOCK, removal_loss=WITHOUT,
+    scale_taylor=SCALES, propagated=CARRIED,
     input_spread=SPREAD, output_active=ACTIVE, output_rank=RANK, output_independence=APART,
 )  # fmt: skip
 
@@ -73,6 +78,18 @@ ELEMENTS: dict[str, Tensor] = {
     "thinet": GREEDY.expand(SHAPE),
     "lasso": LASSO.expand(SHAPE),
     "woodfisher": W * FISHER_SURGEON / 2,
+    "learned": LEARNED,
+    "popup": LEARNED.abs(),
+    "hard_concrete": LEARNED,
+    "annealed_gate": LEARNED,
+    "soft_threshold": W.abs() - torch.sigmoid(LEARNED),
+    "noise_ratio": (W * W + 1e-8).log() - LEARNED,
+    "skeleton": LEARNED.abs(),
+    "force": MASKED.abs() * W.abs(),
+    "nisp": CARRIED.expand(SHAPE),
+    "gate_taylor": SCALES.expand(SHAPE),
+    "block_influence": BLOCK.expand(SHAPE),
+    "removal_loss": WITHOUT.expand(SHAPE),
     "gblm": W.abs() * (X + 100 * F.abs().sqrt()),
     "pruner_zero": W**2 * (G.abs() - G.abs().min()) / (G.abs().max() - G.abs().min()),
     "ria": (W.abs() / W.abs().sum((2, 3, 4), keepdim=True) + W.abs() / W.abs().sum(1, keepdim=True))
@@ -81,6 +98,7 @@ ELEMENTS: dict[str, Tensor] = {
 # What a filter's score is by default, as published.
 FILTERS: dict[str, Tensor] = {
     "snip": (G * W).abs().flatten(2).sum(2)[0],
+    "force": (MASKED * W).abs().flatten(2).sum(2)[0],
     "fisher": (0.5 * F.abs() * W**2).flatten(2).sum(2)[0],
     "hessian": (0.5 * H.abs() * W**2).flatten(2).sum(2)[0],
     "taylor": (G * W).flatten(2).sum(2)[0] ** 2,

@@ -21,6 +21,11 @@ NEEDS: dict[str, str] = {
     "output_rank": "the mean rank of each output channel's map",
     "output_independence": "the fall of the maps' nuclear norm without each output channel",
     "input_spread": "the standard deviation of each input channel over the data",
+    "block_influence": "one minus the cosine of what enters and leaves the layer",
+    "removal_loss": "the loss without the layer",
+    "scale_taylor": "the mean over batches of |scale * its gradient| of the norm that follows",
+    "propagated": "the importance of the last answers, carried back through absolute weights",
+    "masked_gradient": "the mean gradient of the loss of the network as it is masked",
     "learned": "a number per unit that is trained with the weights",
     "surgeon": "what a unit's own weights cost by the inverse of its layer's second derivatives",
     "elimination": "when a unit goes as they go one by one and the others make up for each",
@@ -31,7 +36,7 @@ NEEDS: dict[str, str] = {
 }
 """What a criterion may ask for beside the weight itself."""
 
-FROM_OUTPUTS = frozenset({"output_active", "output_rank", "output_independence"})
+FROM_OUTPUTS = frozenset({"output_active", "output_rank", "output_independence", "propagated"})
 """The needs that look at a layer's answers, behind the norm that follows it."""
 
 FROM_DATA = FROM_OUTPUTS | {
@@ -40,6 +45,10 @@ FROM_DATA = FROM_OUTPUTS | {
     "hessian_gradient",
     "input_norm",
     "input_spread",
+    "block_influence",
+    "removal_loss",
+    "scale_taylor",
+    "masked_gradient",
     "output_taylor",
     "synaptic_flow",
     "surgeon",
@@ -81,6 +90,11 @@ class Evidence:
     lasso: Tensor | None = None
     fisher_surgeon: Tensor | None = None
     learned: Tensor | None = None
+    block_influence: Tensor | None = None
+    removal_loss: Tensor | None = None
+    scale_taylor: Tensor | None = None
+    propagated: Tensor | None = None
+    masked_gradient: Tensor | None = None
 
     def get(self, need: str) -> Tensor:
         """Return one piece of evidence, which the engine has made sure is there."""
