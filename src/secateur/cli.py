@@ -281,12 +281,16 @@ def study(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep every cell's network and report")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Run on a Ray cluster: HOST:PORT, auto, or local to start one here"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells, and run none")
     ] = False,
 ) -> None:
     """Compare techniques over budgets, seeds, data and models; the same command goes on."""
-    from secateur.study import Study, findings, run_study, summarise
+    from secateur.study import OnRay, Study, findings, run_processes, run_study, summarise
 
     found = Study.read(file)
     if dry_run:
@@ -297,8 +301,9 @@ def study(
     try:
         with study_progress_bar() as progress:
             result = run_study(
-                found, out, jobs=jobs, mix=mix, keep=keep, watcher=study_watcher(progress)
-            )
+                found, out, jobs=jobs, mix=mix, keep=keep, watcher=study_watcher(progress),
+                backend=run_processes if ray is None else OnRay(ray),
+            )  # fmt: skip
     except KeyboardInterrupt as stop:
         errors.print("stopped; finished cells are kept, and the same command goes on")
         raise typer.Exit(130) from stop

@@ -1,8 +1,10 @@
 """Studies: techniques compared fairly over budgets, seeds, data and models."""
 
 from secateur.study.cells import Cell
+from secateur.study.cluster import OnRay
 from secateur.study.grid import Study
 from secateur.study.page import findings
+from secateur.study.processes import run_processes
 from secateur.study.run import StudyResult, StudyWatcher, run_study
 from secateur.study.statistics import Interval, Paired, holm, interval, paired
 from secateur.study.summary import Summary, summarise
@@ -10,6 +12,7 @@ from secateur.study.summary import Summary, summarise
 __all__ = [
     "Cell",
     "Interval",
+    "OnRay",
     "Paired",
     "Study",
     "StudyResult",
@@ -19,6 +22,7 @@ __all__ = [
     "holm",
     "interval",
     "paired",
+    "run_processes",
     "run_study",
     "summarise",
 ]
