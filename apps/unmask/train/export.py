@@ -110,7 +110,9 @@ def export(
         secateur.save(model, out / name)
         (out / name / "model.safetensors").chmod(0o644)
         (out / name / "network.json").write_text(json.dumps(shape))
-    small = quantize_onnx(out / "pruned.onnx", calibration_batches(cache), out / "int8.onnx")
+    small = quantize_onnx(
+        out / "pruned.onnx", calibration_batches(cache), out / "int8.onnx", method="percentile"
+    )
     tell(f"int8: layers kept in floats {small.kept}, others {small.others}")
     sizes = {"dense": cost(dense), "pruned": cost(student)}
     sizes["int8"] = sizes["pruned"]

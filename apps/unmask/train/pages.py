@@ -11,6 +11,7 @@ export PYTHONPATH=.:src
 python -m train.prepare --cache CACHE
 python -m train.train --cache CACHE --out DENSE --steps 14000
 python -m train.compress --dense DENSE --cache CACHE --out STUDENT --prune 1500 --tune 1800
+python -m train.compress --dense DENSE --cache CACHE --out STUDENT --prune 1500 --tune 3800
 python -m train.export --dense DENSE --student STUDENT --cache CACHE --work WORK
 python -m train.folder --out FILES --pictures 120 --clips 12
 unmask evaluate FILES --labels FILES/labels.csv --json files.json

@@ -125,7 +125,7 @@ def stroll(seconds: float = 3.0, rate: int = 24, seed: int = 0) -> Iterator[Pixe
         yield np.asarray(picture.resize((640, 360), Image.Resampling.BICUBIC, box=window))
 
 
-def write(folder: Path, seed: int = 3) -> list[Path]:
+def write(folder: Path, seed: int = 7) -> list[Path]:
     """Write all samples into a folder and return their paths; no existing file is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     place = Place(320, 220, 130)
