@@ -33,7 +33,7 @@ class OnRay:
         self.address = address
 
     def __call__(
-        self, cells: Sequence[Cell], folder: Path, jobs: int, lock: int, keep: bool
+        self, cells: Sequence[Cell], folder: Path, jobs: int, _lock: int, keep: bool
     ) -> Iterator[Outcome]:
         """Give outcomes as they come; leaving early ends what runs."""
         ray = need("ray", "ray", "a study on a cluster")
@@ -64,7 +64,9 @@ def _run(ray: Any, cells: Sequence[Cell], folder: Path, jobs: int, keep: bool) -
     kind = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, runtime_env=environment)(
         RemoteWorker
     )
-    todo, free, running = list(cells), [], {}
+    todo = list(cells)
+    free: list[Any] = []
+    running: dict[Any, tuple[Any, Cell]] = {}
     try:
         while todo or running:
             while todo and len(running) < jobs:

@@ -1,0 +1,262 @@
+"""Gather the studies of the four contributions: tables and pictures under docs/contributions.
+
+    python benchmarks/studies/contributions.py --studies runs/studies --docs docs
+
+Copies each study's raw results to docs/results/studies, draws the curves, and tests each technique
+against its reference once per curve: the accuracy averaged over the budgets, seed by seed, with
+Holm's correction over the techniques of a table. The study pages beside the raw results test point
+by point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.report.plots import COLOURS, WIDE, drawing
+from secateur.study import Study, holm, interval, paired, summarise
+from secateur.study.curves import styles
+from secateur.study.summary import Panel
+
+HERE = Path(__file__).parent
+RAW = ("results.jsonl", "results.parquet", "study.html", "study.md")
+Record = Mapping[str, Any]
+
+
+def main() -> None:
+    """Write everything for which there are results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    arguments = parser.parse_args()
+    raw, pages = arguments.docs / "results" / "studies", arguments.docs / "contributions"
+    pages.mkdir(parents=True, exist_ok=True)
+    for folder in sorted(arguments.studies.iterdir()):
+        if not (folder / "results.jsonl").is_file():
+            continue
+        (raw / folder.name).mkdir(parents=True, exist_ok=True)
+        for name in RAW:
+            if (folder / name).is_file():
+                shutil.copy(folder / name, raw / folder.name / name)
+    for name in ("schedule", "criteria", "context", "context_tuned"):
+        if (raw / name / "results.jsonl").is_file():
+            of_study(name, raw / name, pages)
+    if (raw / "features" / "results.jsonl").is_file():
+        of_features(read(raw / "features"), pages)
+    if (raw / "resnet56" / "results.jsonl").is_file():
+        print(resnet56_table(read(raw / "resnet56")))
+
+
+def read(folder: Path) -> list[Record]:
+    """Read the raw results of a study."""
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def of_study(name: str, folder: Path, pages: Path) -> None:
+    """Draw the curves of a study and print its tables."""
+    study, records = Study.read(HERE / f"{name}.yaml"), read(folder)
+    summary = summarise(study, records)
+    look = styles(summary.panels)
+    for panel in summary.panels:
+        groups = {""}
+        if name.startswith("context"):
+            groups = {"weight", "filter"}
+        for group in sorted(groups):
+            mine = [row for row in panel.rows if row.role == "dense" or group in row.technique]
+            part = Panel(panel.model, panel.data, tuple(mine))
+            title = " ".join(filter(None, [name, panel.model, group]))
+            path = pages / f"{title.replace(' ', '_')}.svg"
+            measure = "macs_left" if name == "criteria" else "params_left"
+            path.write_text(_document(_curves(part, measure, look)), encoding="utf-8")
+            reference = study.reference if not group else f"{group}, local"
+            print(f"\n### {title}\n")
+            print(curve_table(part, reference))
+
+
+def curve_table(panel: Panel, reference: str) -> str:
+    """Compare whole curves with the reference's: mean accuracy over the budgets, seed by seed."""
+    curves: dict[str, dict[int, float]] = {}
+    points: dict[str, list[str]] = {}
+    for row in panel.rows:
+        if row.role == "dense":
+            continue
+        points.setdefault(row.technique, []).append(f"{row.accuracy.mean:.3f}")
+        for seed, value in row.accuracies.items():
+            curves.setdefault(row.technique, {}).setdefault(seed, 0.0)
+            curves[row.technique][seed] += value
+    counts = {name: len(each) for name, each in points.items()}
+    means = {name: {seed: total / counts[name] for seed, total in each.items()}
+             for name, each in curves.items()}  # fmt: skip
+    return _table(points, means, reference)
+
+
+def _table(
+    points: Mapping[str, Sequence[str]], means: Mapping[str, Mapping[int, float]], reference: str
+) -> str:
+    others = [name for name in means if name != reference]
+    found = {name: paired(means[name], means[reference]) for name in others}
+    adjusted = dict(
+        zip(others, holm([each.p if each else None for each in found.values()]), strict=True)
+    )
+    lines = ["| technique | accuracy at the budgets | mean of the curve | against "
+             f"{reference}, 95 % interval | p, corrected | |",
+             "| --- | --- | ---: | --- | ---: | --- |"]  # fmt: skip
+    for name, each in means.items():
+        mean = interval(list(each.values()))
+        half = "" if mean.half is None else f" ± {mean.half:.3f}"
+        cells = [name, " · ".join(points[name]), f"{mean.mean:.3f}{half}"]
+        test, p = found.get(name), adjusted.get(name)
+        if test is None or test.difference.low is None or test.difference.high is None:
+            cells += ["", "", "the reference" if name == reference else ""]
+        else:
+            low, high = test.difference.low, test.difference.high
+            differs = p is not None and p < 0.05 and (low > 0 or high < 0)
+            verdict = "no difference seen"
+            if differs:
+                verdict = "above" if test.difference.mean > 0 else "below"
+            shown = "–" if p is None else f"{p:.4f}"
+            cells += [f"{test.difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]", shown, verdict]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _curves(panel: Panel, measure: str, look: Mapping[str, Any]) -> str:
+    label = f"Accuracy over what is left, {panel.model} on {panel.data}."
+    with drawing(f"{measure}-{panel.model}", label, WIDE * 0.72, 3.4) as (figure, svg):
+        axes = figure.add_subplot()
+        names = list(dict.fromkeys(row.technique for row in panel.rows))
+        if panel.dense is not None:
+            axes.axhline(panel.dense.accuracy.mean, color=COLOURS["dense"], lw=1.3, label="dense")
+        for name in names:
+            style, curve = look[name], panel.curve(name)
+            if panel.dense is not None and name == panel.dense.technique:
+                continue
+            places = [row.left[measure].mean for row in curve]
+            heights = [row.accuracy.mean for row in curve]
+            errors = [row.accuracy.half or 0.0 for row in curve]
+            axes.errorbar(
+                places, heights, yerr=errors, color=style.colour, marker=style.marker, ms=4.5,
+                lw=1.5, elinewidth=0.8, ls=(0, (3, 2)) if style.dashed else "-", label=name,
+                mfc="none" if style.dashed else style.colour,
+            )  # fmt: skip
+        _finish(axes, "share of multiply-accumulates left" if "macs" in measure else
+                "share of parameters left", places)  # fmt: skip
+    return svg[0]
+
+
+def _finish(axes: Any, label: str, places: Iterable[float]) -> None:
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)
+             if 0.85 * min(places) <= tick <= 1]  # fmt: skip
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+
+
+def _document(svg: str) -> str:
+    """Make the element a file of its own: a white ground, and colours that need no page."""
+    plain = re.sub(r"var\(--\w+, (#[0-9a-f]{6})\)", r"\1", svg)
+    head, _, rest = plain.partition(">")
+    style = "font-family: system-ui, sans-serif; background: #fff"
+    # Matplotlib's links to markers and images need the namespace of links.
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    box = re.search(r'viewBox="([\d. ]+)"', head)
+    ground = ""
+    if box:
+        x, y, width, height = box[1].split()
+        ground = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="#fff"/>'
+    return f'{head} {spaces} style="{style}">{ground}{rest}\n'
+
+
+METHODS = ("induced", "random", "variance", "logistic", "weights only")
+
+
+def of_features(records: Sequence[Record], pages: Path) -> None:
+    """Draw the curves of the feature study, the maps, and print its tables."""
+    for task in dict.fromkeys(record["task"] for record in records):
+        mine = [record for record in records if record["task"] == task]
+        path = pages / f"features_{task.replace(' ', '_')}.svg"
+        path.write_text(_document(_feature_curves(task, mine)), encoding="utf-8")
+        budgets = sorted({record["budget"] for record in mine} - {0.0})
+        points: dict[str, list[str]] = {}
+        means: dict[str, dict[int, float]] = {}
+        for method in METHODS:
+            for budget in budgets:
+                values = {r["seed"]: r["accuracy"] for r in mine
+                          if (r["method"], r["budget"]) == (method, budget)}  # fmt: skip
+                points.setdefault(method, []).append(f"{interval(list(values.values())).mean:.3f}")
+                for seed, value in values.items():
+                    row = means.setdefault(method, {})
+                    row[seed] = row.get(seed, 0.0) + value / len(budgets)
+        dense = interval([r["accuracy"] for r in mine if r["method"] == "dense"])
+        inputs = [
+            interval([r["inputs"] for r in mine if (r["method"], r["budget"]) == ("induced", b)])
+            for b in budgets
+        ]
+        print(f"\n### {task}: dense {dense.mean:.3f} ± {dense.half or 0:.3f}; inputs read "
+              + " · ".join(f"{each.mean:.0f}" for each in inputs) + "\n")  # fmt: skip
+        print(_table(points, means, "induced"))
+
+
+def _feature_curves(task: str, records: Sequence[Record]) -> str:
+    with drawing(f"features-{task}", f"Accuracy over parameters, {task}.", WIDE * 0.72, 3.2) as (
+        figure, svg,
+    ):  # fmt: skip
+        axes = figure.add_subplot()
+        dense = [r for r in records if r["method"] == "dense"]
+        whole = dense[0]["params"]
+        axes.axhline(
+            interval([r["accuracy"] for r in dense]).mean, color=COLOURS["dense"], lw=1.3,
+            label="dense",
+        )  # fmt: skip
+        every: list[float] = []
+        for number, method in enumerate(METHODS):
+            mine = [r for r in records if r["method"] == method]
+            budgets = sorted({r["budget"] for r in mine})
+            groups = [[r for r in mine if r["budget"] == budget] for budget in budgets]
+            places = [interval([r["params"] for r in group]).mean / whole for group in groups]
+            found = [interval([r["accuracy"] for r in group]) for group in groups]
+            every += places
+            axes.errorbar(
+                places, [each.mean for each in found], yerr=[each.half or 0.0 for each in found],
+                color=COLOURS[f"series{number + 1}"], marker="os^Dv"[number], ms=4.5, lw=1.5,
+                elinewidth=0.8, label=method,
+            )  # fmt: skip
+        _finish(axes, "share of parameters left", every)
+    return svg[0]
+
+
+def resnet56_table(records: Sequence[Record]) -> str:
+    """Return the table of ResNet-56."""
+    lines = ["| | asked | achieved | parameters left | accuracy, 95 % interval | drop |",
+             "| --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for ratio in sorted({record["ratio"] for record in records}):
+        for way in dict.fromkeys(record["way"] for record in records):
+            mine = [r for r in records if (r["way"], r["ratio"]) == (way, ratio)]
+            found = interval([r["accuracy"] for r in mine])
+            lines.append(
+                f"| {way} | {ratio}x | {mine[0]['achieved']:.2f}x | {mine[0]['params']:.3f} | "
+                f"{found.mean:.4f} ± {found.half or 0:.4f} | "
+                f"{found.mean - mine[0]['accuracy_dense']:+.4f} |"
+            )
+        values = {
+            way: {r["seed"]: r["accuracy"] for r in records if (r["way"], r["ratio"])
+                  == (way, ratio)} for way in dict.fromkeys(r["way"] for r in records)
+        }  # fmt: skip
+        for ours, theirs in (("secateur, local", "Torch-Pruning, local"),
+                             ("secateur, normalised", "Torch-Pruning, global")):  # fmt: skip
+            test = paired(values[ours], values[theirs])
+            print(f"{ratio}x: {ours} against {theirs}: {test}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
