@@ -12,6 +12,7 @@ from training import batch, fresh, zeros_match
 
 from secateur import SecateurError, Sparsifier
 from secateur.sparsify import lacks
+from secateur.sparsify.describe import describe_layers
 from secateur.technique.catalogue import CatalogueEntry, catalogue
 
 STEPS, EPOCH = 32, 8
@@ -91,3 +92,22 @@ def test_it_runs_to_what_was_asked_for(entry: CatalogueEntry) -> None:
 def test_it_is_refused_with_what_it_lacks(entry: CatalogueEntry) -> None:
     with pytest.raises(SecateurError, match="cannot run yet: it needs"):
         Sparsifier(fresh("mlp"), entry.name, sparsity=0.5)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("entry", RUNNING, ids=lambda entry: entry.name)
+def test_it_is_described_for_a_model(entry: CatalogueEntry, coupled: bool) -> None:
+    """Every part in a sentence of its own, and every layer of a model with what becomes of it."""
+    granularity = entry.technique.granularity
+    heads, layers = granularity.head, not granularity.named
+    network = deep() if layers else fresh("transformer" if heads else "small_cnn")
+    inputs = example("transformer") if heads else (batch(0)[0],)
+    words = entry.technique.words()
+    assert len(words) == 6 and all(len(line) > 8 and line.endswith(".") for line in words)
+    try:
+        rows = describe_layers(network, entry.technique, inputs if coupled or heads else None)
+    except SecateurError as error:
+        assert coupled and "couples them" in str(error)
+        return
+    assert len(rows) >= 2 and all(row.words for row in rows)
+    assert any(not row.words.startswith("spared") for row in rows)

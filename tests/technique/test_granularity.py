@@ -179,3 +179,12 @@ def test_words_and_tile() -> None:
     tiled = Granularity.parse("(o 4) i")
     assert "4 along o" in tiled.words()
     assert {axis: tiled.tile(axis) for axis in AXES} == {"o": 4, "i": 1, "d": 1, "h": 1, "w": 1}
+
+
+@pytest.mark.parametrize("text", ["2:4 head", "head 2:4", "2:4(head)", "2:4(along=head)"])
+def test_n_of_m_and_heads_exclude_each_other(text: str) -> None:
+    with pytest.raises(SecateurError) as caught:
+        Granularity.parse(text)
+    assert "2:4 removes single weights" in str(caught.value) and "head" in str(caught.value)
+    with pytest.raises(SecateurError, match="2:4 removes single weights of every block, and head"):
+        Granularity(frozenset("oidhw"), kept=2, block=4, head=True)

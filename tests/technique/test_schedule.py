@@ -147,7 +147,7 @@ def test_canonical_texts(text: str, canonical: str) -> None:
         ("agp(mask=regrown(by=luck))", "gradient, magnitude, momentum, random"),
         ("agp(mask=regrown(share=30))", "write 0.3"),
         ("agp(mask=regrown(count=3))", "by, decay, share"),
-        ("agp(mask=permanent(share=0.3))", "has no 'share'"),
+        ("agp(mask=permanent(share=0.3))", "exclude each other"),
     ],
 )
 def test_wrong_texts(text: str, accepted: str) -> None:
@@ -239,3 +239,14 @@ def test_mask_dynamics(mask: MaskDynamics, time: float) -> None:
     assert mask.share_at(time) == pytest.approx(
         mask.share if mask.decay == "constant" else expected
     )
+
+
+@pytest.mark.parametrize("kind", ["permanent", "reselected"])
+@pytest.mark.parametrize("own", ["by=random", "share=0.2", "by=momentum, decay=constant"])
+def test_regrowth_under_another_mask_is_refused(kind: str, own: str) -> None:
+    with pytest.raises(SecateurError) as caught:
+        Schedule.parse(f"constant(mask={kind}({own}))")
+    assert f"mask={kind}({own})" in str(caught.value)
+    assert f"write mask=regrown({own}) or mask={kind}" in str(caught.value)
+    with pytest.raises(SecateurError, match=f"mask={kind} regrows nothing, and by=random"):
+        MaskDynamics(kind, by="random")

@@ -12,7 +12,7 @@ from torch import Tensor
 from secateur.errors import SecateurError
 from secateur.sparsify.select import keep_highest
 from secateur.structure.weights import PrunableWeight, matches
-from secateur.technique.context import SEARCHED, Context
+from secateur.technique.context import Context
 
 OUTLIERS_ABOVE, OUTLIERS_SPREAD = 5.0, 0.08
 """OWL's outliers are so many times the layer's mean; densities differ by at most twice the other
@@ -21,7 +21,7 @@ OUTLIERS_ABOVE, OUTLIERS_SPREAD = 5.0, 0.08
 TAIL_SPREAD = 0.3
 """How far layers' shares lie from the mean by their spectrum's tail (tau of Lu et al. 2024)."""
 
-SINGLE = ("owl", "tail", "momentum", "threshold", *SEARCHED)
+SINGLE = ("owl", "tail", "momentum", "threshold")
 """Allocations that look at one weight matrix at a time, which coupled layers are not."""
 
 UNIFORM_PLUS_LAST = 0.8

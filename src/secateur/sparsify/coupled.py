@@ -15,15 +15,18 @@ from secateur.errors import SecateurError
 from secateur.sparsify.allocation import Layer, shares, written
 from secateur.sparsify.coupling import Measure, fewest
 from secateur.sparsify.engine import Engine
+from secateur.sparsify.hiding import masked
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Choice, Entry, choose
 from secateur.sparsify.ranks import same_on_every_rank
 from secateur.sparsify.result import StepResult
 from secateur.sparsify.scoring import refuse_nan, score_units, widen
+from secateur.sparsify.search import Division, recalibrated, search
 from secateur.sparsify.select import count_true
 from secateur.sparsify.setup import Setup
-from secateur.sparsify.statistics import Loss, Statistics
+from secateur.sparsify.statistics import Loss, Statistics, mean_loss
 from secateur.technique import Criterion, Technique
+from secateur.technique.context import SEARCHED
 from secateur.technique.criteria import REDUCERS
 
 _HALVINGS = 40
@@ -103,7 +106,9 @@ class CoupledEngine(Engine):
         rising = claimed >= (memory.claimed or 0.0)
         statistics = self._statistics(masks)
         entries = self._scored(claimed, removed, memory, statistics, generator)
-        kept, shortfall = self._search(entries, claimed, schedule.time(progress), rising, memory)
+        time = schedule.time(progress)
+        divide = self._division(entries, claimed, time, rising, memory, generator)
+        kept, shortfall = self._search(entries, claimed, time, rising, memory, divide)
         # Some backends of a process group broadcast only what lies on the accelerator.
         place = next(iter(masks.values())).device
         kept = [each.cpu() for each in same_on_every_rank([each.to(place) for each in kept])]
@@ -177,8 +182,43 @@ class CoupledEngine(Engine):
         ]  # fmt: skip
         return [group.score(scores) for group in self.groups]
 
+    def _division(
+        self,
+        entries: list[Entry],
+        claimed: float,
+        time: float,
+        rising: bool,
+        memory: Memory,
+        generator: torch.Generator,
+    ) -> Division | None:
+        """Search for a division on the model, where the allocation asks for one."""
+        name, budget = self.technique.context.allocation, self.setup.budget
+        if name not in SEARCHED or budget is None:
+            return None
+        assert self.data is not None
+        data = self.data
+
+        def trial(divide: Division) -> float:
+            kept, _ = self._search(entries, claimed, time, rising, memory, divide)
+            masks = self.open_masks()
+            for group, mask in zip(self.groups, kept, strict=True):
+                group.write(masks, mask)
+            with masked(self.model, masks), recalibrated(self.model, data):
+                return mean_loss(self.model, data, self.loss)
+
+        scores = [entry.scores.masked_fill(entry.removed, -torch.inf) for entry in entries]
+        spent = [entry.spent() for entry in entries]
+        amount = claimed * budget.removed * sum(entry.cost for entry in entries)
+        return search(name, _layers(entries), scores, spent, amount, trial, generator)
+
     def _search(
-        self, entries: list[Entry], claimed: float, time: float, rising: bool, memory: Memory
+        self,
+        entries: list[Entry],
+        claimed: float,
+        time: float,
+        rising: bool,
+        memory: Memory,
+        divide: Division | None = None,
     ) -> tuple[list[Tensor], float]:
         """Find the claim whose outcome, counted over the real structure, is nearest the target.
 
@@ -189,7 +229,7 @@ class CoupledEngine(Engine):
         lamp = self._lamp(memory, torch.Generator())
 
         def choose_for(amount: float) -> list[Tensor]:
-            return self._choose(entries, amount, claimed, time, rising, memory, lamp)
+            return self._choose(entries, amount, claimed, time, rising, memory, lamp, divide)
 
         if budget is None:
             return choose_for(-1.0), 0.0
@@ -231,8 +271,9 @@ class CoupledEngine(Engine):
         rising: bool,
         memory: Memory,
         lamp: Sequence[Tensor],
+        divide: Division | None = None,
     ) -> list[Tensor]:
-        divided = shares(
+        divided = divide(amount) if divide is not None else shares(
             self.technique.context, _layers(entries), amount, claimed, lamp, memory.damage,
             self.setup.ends,
         )  # fmt: skip

@@ -41,7 +41,9 @@ def describe_layers(
     >>> describe_layers(model, Technique("filter"), (torch.zeros(1, 4),))[0].words
     '6 units of 4 weights each, each with its part of 2'
     """
-    setup = prepare(model, technique, Budget("sparsity", 0.0), None, None, example_inputs, ())
+    emerges = technique.context.allocation == "threshold"
+    budget = None if emerges else Budget("sparsity", 0.0)
+    setup = prepare(model, technique, budget, None, None, example_inputs, ())
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     described = [
         LayerDescription(

@@ -21,7 +21,7 @@ from secateur.sparsify.ranks import same_on_every_rank
 from secateur.sparsify.report import prunable_elements
 from secateur.sparsify.result import StepResult, why_short
 from secateur.sparsify.scoring import refuse_nan, score_units
-from secateur.sparsify.search import by_momentum, recalibrated, search
+from secateur.sparsify.search import Division, by_momentum, recalibrated, search
 from secateur.sparsify.select import count_true, keep_highest
 from secateur.sparsify.setup import Prunable, Setup
 from secateur.sparsify.statistics import Loss, Statistics, mean_loss
@@ -307,10 +307,10 @@ class Engine(Knowledge):
             found = score_units(self.technique.criteria, evidence, entry.units)
             scores.append(found.masked_fill(entry.removed, -torch.inf))
 
-        def trial(divided: Sequence[float]) -> float:
+        def trial(divide: Division) -> float:
             kept = [
                 keep_highest([part], min(len(part), round(share * len(part))))[0]
-                for part, share in zip(scores, divided, strict=True)
+                for part, share in zip(scores, divide(claim.amount), strict=True)
             ]
             masks = self.open_masks()
             self._write(masks, kept)
@@ -319,7 +319,8 @@ class Engine(Knowledge):
 
         spent = [entry.spent() for entry in entries]
         name = self.technique.context.allocation
-        return search(name, layers, scores, spent, claim.amount, trial, generator)
+        divide = search(name, layers, scores, spent, claim.amount, trial, generator)
+        return divide(claim.amount)
 
     def _removed(self, prunable: Prunable, masks: dict[str, Tensor]) -> Tensor:
         """Return which units are removed now [units]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ CANDIDATES = 24
 PARENTS, MUTATED = 6, 0.3
 """The evolutionary search changes one of the best so many, in so large a share of the layers."""
 
-Trial = Callable[[Sequence[float]], float]
+Division = Callable[[float], list[float]]
+"""The shares of all layers whose costs add up to an amount."""
+
+Trial = Callable[[Division], float]
 
 
 def search(
@@ -30,57 +34,59 @@ def search(
     amount: float,
     trial: Trial,
     generator: torch.Generator,
-) -> list[float]:
-    """Return the shares of the best division of an amount that a search by this name finds.
+) -> Division:
+    """Return the best division that a search by this name finds for an amount.
 
     ``scores`` are those of each layer's units, with -inf for what is gone, ``spent`` the cost of
-    that; ``trial`` returns the loss under some shares.
+    that; ``trial`` returns the loss under a division.
     """
     if name == "sampled":
-        return sampled([layer.cost for layer in layers], amount, trial, generator)
+        return sampled([layer.cost for layer in layers], trial, generator)
     if name == "greedy":
         return greedy([layer.cost for layer in layers], spent, amount, trial)
-    return ranking(layers, scores, amount, trial, generator)
+    return ranking(layers, scores, trial, generator)
 
 
-def sampled(
-    costs: Sequence[float], amount: float, trial: Trial, generator: torch.Generator
-) -> list[float]:
+def sampled(costs: Sequence[float], trial: Trial, generator: torch.Generator) -> Division:
     """Try shares in proportion to random rates; the first candidate gives equal shares."""
     rates = [torch.ones(len(costs))]
     rates += [torch.rand(len(costs), generator=generator) for _ in range(CANDIDATES - 1)]
-    candidates = [fill(rate.tolist(), costs, amount) for rate in rates]
-    return min(candidates, key=trial)
+    return min((partial(fill, rate.tolist(), costs) for rate in rates), key=trial)
 
 
-def greedy(
-    costs: Sequence[float], spent: Sequence[float], amount: float, trial: Trial
-) -> list[float]:
+def greedy(costs: Sequence[float], spent: Sequence[float], amount: float, trial: Trial) -> Division:
     """Take what is new of the amount from a single layer, the one that does the least harm.
 
     Where none holds so much, all give alike.
     """
-    now = [gone / cost if cost else 0.0 for gone, cost in zip(spent, costs, strict=True)]
     extra = amount - sum(spent)
-    candidates = []
-    for place, cost in enumerate(costs):
-        share = now[place] + extra / cost if cost else 2.0
-        if share <= 1 - 1e-9:
-            candidates.append([*now[:place], share, *now[place + 1 :]])
-    if extra <= 0 or not candidates:
-        left = [cost * (1 - share) for cost, share in zip(costs, now, strict=True)]
-        more = fill([1.0] * len(costs), left, max(0.0, extra))
-        return [share + (1 - share) * part for share, part in zip(now, more, strict=True)]
-    return min(candidates, key=trial)
+    room = [cost - gone for cost, gone in zip(costs, spent, strict=True)]
+    able = [place for place, left in enumerate(room) if extra < left * (1 - 1e-9)]
+    if extra <= 0 or not able:
+        return partial(_more, costs, spent, None)
+    return min((partial(_more, costs, spent, place) for place in able), key=trial)
+
+
+def _more(
+    costs: Sequence[float], spent: Sequence[float], first: int | None, amount: float
+) -> list[float]:
+    """Add what is new of an amount to one layer's share, and what that cannot hold to all."""
+    room = [cost - gone for cost, gone in zip(costs, spent, strict=True)]
+    extra = max(0.0, amount - sum(spent))
+    taken = [0.0] * len(costs)
+    if first is not None:
+        taken[first] = min(extra, room[first])
+    left = [part - own for part, own in zip(room, taken, strict=True)]
+    rest = fill([1.0] * len(costs), left, extra - sum(taken))
+    return [
+        (gone + own + part * share) / cost if cost else 0.0
+        for gone, own, part, share, cost in zip(spent, taken, left, rest, costs, strict=True)
+    ]
 
 
 def ranking(
-    layers: Sequence[Layer],
-    scores: Sequence[Tensor],
-    amount: float,
-    trial: Trial,
-    generator: torch.Generator,
-) -> list[float]:
+    layers: Sequence[Layer], scores: Sequence[Tensor], trial: Trial, generator: torch.Generator
+) -> Division:
     """Rank all units together after a_l s + k_l; an evolutionary search finds a and k.
 
     One of the best parents so far is changed in some layers, a by a log-normal factor and k by a
@@ -92,9 +98,10 @@ def ranking(
     def normal() -> Tensor:
         return torch.randn(count, generator=generator)
 
-    def divide(genes: tuple[Tensor, Tensor]) -> list[float]:
-        pairs = zip(scores, genes[0].tolist(), genes[1].tolist(), strict=True)
-        return by_ranking(layers, amount, [scale * part + shift for part, scale, shift in pairs])
+    def division(scales: Tensor, shifts: Tensor) -> Division:
+        ranked = zip(scores, scales.tolist(), shifts.tolist(), strict=True)
+        changed = [scale * part + shift for part, scale, shift in ranked]
+        return lambda amount: by_ranking(layers, amount, changed)
 
     tried: list[tuple[float, tuple[Tensor, Tensor]]] = []
     for _ in range(CANDIDATES):
@@ -107,8 +114,8 @@ def ranking(
                 parent[0] * (changed * normal()).exp(),
                 parent[1] + changed * spreads * normal(),
             )
-        tried.append((trial(divide(genes)), genes))
-    return divide(min(tried, key=lambda each: each[0])[1])
+        tried.append((trial(division(*genes)), genes))
+    return division(*min(tried, key=lambda each: each[0])[1])
 
 
 def _spread(scores: Tensor) -> float:

@@ -95,6 +95,11 @@ class Granularity:
                 raise SecateurError(f"the tile ({axis} {length}) needs a length of at least 2")
         if (self.kept is None) != (self.block is None):
             raise SecateurError("n:m needs both numbers")
+        if self.head and self.kept is not None:
+            raise SecateurError(
+                f"{self.kept}:{self.block} removes single weights of every block, and head whole "
+                "heads: choose one of them"
+            )
         if self.kept is not None and self.block is not None and not 0 < self.kept < self.block:
             raise SecateurError(f"{self.kept}:{self.block} is not n:m with 0 < n < m; try 2:4")
         if self.remainder not in REMAINDERS:
@@ -114,6 +119,12 @@ class Granularity:
             return cls(NAMES[stripped])
         if stripped == "head":
             return cls(frozenset("o"), head=True)
+        both = re.search(r"\d+:\d+", stripped)
+        if both is not None and re.search(r"\bhead\b", stripped):
+            raise SecateurError(
+                f"'{stripped}': {both.group()} removes single weights of every block, and head "
+                f"whole heads: choose {both.group()} or head"
+            )
         match = _NM.fullmatch(stripped)
         if match is not None:
             return _parse_nm(stripped, match)

@@ -15,7 +15,7 @@ from typing import Any
 from secateur.errors import SecateurError, suggestion
 from secateur.technique.context import check_share
 from secateur.technique.registry import Registry
-from secateur.technique.syntax import Call, bind, count, format_call, parse_call, word
+from secateur.technique.syntax import Call, bind, count, format_call, format_value, parse_call, word
 
 Curve = Callable[..., float]
 
@@ -198,6 +198,12 @@ class MaskDynamics:
             if value not in accepted:
                 raise SecateurError(f"unknown {what} '{value}': {suggestion(value, accepted)}")
         check_share(self.share, "the regrown share")
+        own = (self.by, self.share, self.decay)
+        if self.kind != "regrown" and own != ("gradient", 0.3, "cosine"):
+            raise SecateurError(
+                f"mask={self.kind} regrows nothing, and by={self.by}, share={self.share:g}, "
+                f"decay={self.decay} say how to: write mask=regrown(...)"
+            )
 
     def share_at(self, t: float) -> float:
         """Return the share of survivors exchanged at schedule time t."""
@@ -210,6 +216,12 @@ class MaskDynamics:
             return value
         call = value if isinstance(value, Call) else parse_call(str(value), "mask dynamics")
         accepted = ("by", "share", "decay") if call.name == "regrown" else ()
+        if call.name in MASKS and not accepted and (call.arguments or call.keywords):
+            given = format_call("regrown", call.arguments, dict(call.keywords))
+            raise SecateurError(
+                f"mask={format_value(call)}: regrowth and a {call.name} mask exclude each other: "
+                f"write mask={given} or mask={call.name}"
+            )
         found = bind(call, accepted, "mask dynamics")
         for key in set(found) & {"by", "decay"}:
             found[key] = word(found[key], f"{key} of {call.name}")

@@ -120,9 +120,7 @@ class Update:
         if self.step is not None:
             said += f" (step {self.step})"
         if self.drop:
-            said += (
-                f"; each training step leaves out {self.drop:.3g} of the units at random"
-            )
+            said += f"; each training step leaves out {self.drop:.3g} of the units at random"
         return f"{REMOVED[self.removed]}; {said}; {OPTIMIZER[self.optimizer]}"
 
     def __str__(self) -> str:

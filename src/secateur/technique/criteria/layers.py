@@ -11,7 +11,7 @@ from secateur.technique.criteria.record import criterion
 @criterion(
     "block_influence",
     summary="one minus the cosine of what enters and leaves a layer; for the granularity layer",
-    source="Men et al. 2024 (ShortGPT)",
+    source="Men et al. 2025 (ShortGPT)",
     needs=("block_influence",),
 )
 def block_influence(evidence: Evidence) -> Tensor:
