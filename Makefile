@@ -33,6 +33,9 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/training_step.py --json runs/benchmarks/training_step.json
 	$(BIN)/python benchmarks/mask_update.py --json runs/benchmarks/mask_update.json
 	$(BIN)/python benchmarks/memory.py --json runs/benchmarks/memory.json
+	$(BIN)/python benchmarks/mask_criteria.py --json runs/benchmarks/mask_criteria.json
+	$(BIN)/python benchmarks/compensation.py --json runs/benchmarks/compensation.json
+	$(BIN)/python benchmarks/streaming.py --json runs/benchmarks/streaming.json
 
 # All models of the zoo, hours on two cores; a run goes on where the last one stopped.
 zoo: $(INSTALLED)

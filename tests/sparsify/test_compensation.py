@@ -413,3 +413,20 @@ def test_inputs_that_are_never_seen_do_no_harm() -> None:
 def test_damped_leaves_its_argument_alone() -> None:
     matrix = torch.eye(3)
     assert torch.equal(damped(matrix, 1.0), 2 * torch.eye(3)) and torch.equal(matrix, torch.eye(3))
+
+
+def test_a_schedule_corrects_at_every_step_of_it() -> None:
+    """Shares are reached exactly, what is gone stays gone, and OWL divides as without."""
+    model, data = linear(32, 16), mixed(32)
+    sparsifier = Sparsifier(
+        model, "weight | local(owl) | obs | agp | compensate(sparsegpt, block=8)", sparsity=0.5,
+        data=[data],
+    )  # fmt: skip
+    gone = torch.zeros_like(model[0].weight, dtype=torch.bool)
+    for progress in (0.2, 0.5, 1.0):
+        result = sparsifier.step(progress)
+        removed = ~sparsifier.masks["0.weight"]
+        assert bool(removed[gone].all())
+        assert int(removed.sum()) == round(result.target * removed.numel())
+        gone = removed
+    assert result.achieved["sparsity"] == 0.5

@@ -168,7 +168,7 @@ class Knowledge:
         name = self.technique.context.allocation
         found: list[float] = []
         for prunable in self.setup.prunables if name in ("owl", "tail") else ():
-            evidence = self._evidence(prunable, memory, statistics, generator)
+            evidence = self._evidence(prunable, memory, statistics, generator, passing=True)
             if name == "owl":
                 found.append(outliers(widen(evidence.weight).abs() * evidence.get("input_norm")))
             else:

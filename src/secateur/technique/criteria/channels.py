@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,12 +66,32 @@ def geometric_median(rows: Tensor, evidence: Evidence) -> Tensor:
 )
 def lamp(rows: Tensor, evidence: Evidence) -> Tensor:
     """Return ||u||^2 / sum over v with ||v|| >= ||u|| of ||v||^2, in (0, 1]; 0 for zero units."""
-    squares = rows.double().square().sum(1)
-    ordered, order = torch.sort(squares, stable=True)
+    if rows.shape[1] == 1 and rows.dtype == torch.float32 and rows.device.type == "cpu":
+        ordered, order = _sorted_squares(rows[:, 0])
+    else:
+        ordered, order = torch.sort(rows.double().square().sum(1), stable=True)
     at_least = ordered.flip(0).cumsum(0).flip(0)
-    scores = torch.empty_like(squares)
+    scores = torch.empty_like(ordered)
     scores[order] = ordered / torch.where(at_least == 0, torch.ones_like(at_least), at_least)
     return scores
+
+
+def _sorted_squares(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squares in ascending order, as doubles, and where they come from; stable.
+
+    A positive float's bits are ordered as it is. With the place behind them they sort as whole
+    numbers, which NumPy does ten times faster than torch sorts with indices.
+    """
+    bits = weights.abs().numpy().view(np.uint32)
+    keys = bits.astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    # The halves of each key, whichever way round this machine keeps them.
+    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
+    halves = keys.view(np.uint32).reshape(-1, 2)
+    ordered = torch.from_numpy(halves[:, high].copy().view(np.float32)).double().square_()
+    return ordered, torch.from_numpy(halves[:, low].astype(np.int64))
 
 
 def distances(first: Tensor, second: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ _HUBENS = "Hubens et al. 2022"
 @criterion("magnitude_increase", summary="|w| - |w0|", source=_ZHOU, needs=("saved",), moves=True)
 def magnitude_increase(evidence: Evidence) -> Tensor:
     """Return |w| - |w0|."""
-    return evidence.weight.abs() - evidence.get("saved").abs()
+    return evidence.weight.abs().sub_(evidence.get("saved").abs())
 
 
 @criterion("movement", summary="|w - w0|", source=_ZHOU, needs=("saved",), moves=True)
 def movement(evidence: Evidence) -> Tensor:
     """Return |w - w0|."""
-    return (evidence.weight - evidence.get("saved")).abs()
+    return (evidence.weight - evidence.get("saved")).abs_()
 
 
 @criterion(
@@ -39,13 +39,13 @@ def movement(evidence: Evidence) -> Tensor:
 )
 def mov_large_final(evidence: Evidence) -> Tensor:
     """Return |w (w - w0)|."""
-    return (evidence.weight * (evidence.weight - evidence.get("saved"))).abs()
+    return (evidence.weight - evidence.get("saved")).mul_(evidence.weight).abs_()
 
 
 @criterion("mov_mag", summary="||w| - |w0||", source=_HUBENS, needs=("saved",), moves=True)
 def mov_mag(evidence: Evidence) -> Tensor:
     """Return ||w| - |w0||."""
-    return (evidence.weight.abs() - evidence.get("saved").abs()).abs()
+    return evidence.weight.abs().sub_(evidence.get("saved").abs()).abs_()
 
 
 @criterion(
@@ -57,13 +57,13 @@ def mov_mag(evidence: Evidence) -> Tensor:
 )
 def updating_magnitude_increase(evidence: Evidence) -> Tensor:
     """Return |w| - |w-|."""
-    return evidence.weight.abs() - evidence.get("previous").abs()
+    return evidence.weight.abs().sub_(evidence.get("previous").abs())
 
 
 @criterion("updating_movement", summary="|w - w-|", source=_HUBENS, needs=("previous",), moves=True)
 def updating_movement(evidence: Evidence) -> Tensor:
     """Return |w - w-|."""
-    return (evidence.weight - evidence.get("previous")).abs()
+    return (evidence.weight - evidence.get("previous")).abs_()
 
 
 @criterion(
@@ -71,4 +71,4 @@ def updating_movement(evidence: Evidence) -> Tensor:
 )
 def updating_movmag(evidence: Evidence) -> Tensor:
     """Return |w (w - w-)|."""
-    return (evidence.weight * (evidence.weight - evidence.get("previous"))).abs()
+    return (evidence.weight - evidence.get("previous")).mul_(evidence.weight).abs_()

@@ -38,7 +38,7 @@ def squared_final(evidence: Evidence) -> Tensor:
 @criterion("small_final", summary="-|w|: the large ones go", source=_ZHOU)
 def small_final(evidence: Evidence) -> Tensor:
     """Return -|w|."""
-    return -evidence.weight.abs()
+    return evidence.weight.abs().neg_()
 
 
 @criterion("large_init", summary="|w0|", source=_ZHOU, needs=("saved",))
@@ -50,16 +50,18 @@ def large_init(evidence: Evidence) -> Tensor:
 @criterion("small_init", summary="-|w0|", source=_ZHOU, needs=("saved",))
 def small_init(evidence: Evidence) -> Tensor:
     """Return -|w0|."""
-    return -evidence.get("saved").abs()
+    return evidence.get("saved").abs().neg_()
 
 
 @criterion("large_init_large_final", summary="min(|w|, |w0|)", source=_ZHOU, needs=("saved",))
 def large_init_large_final(evidence: Evidence) -> Tensor:
     """Return min(|w|, |w0|)."""
-    return torch.minimum(evidence.weight.abs(), evidence.get("saved").abs())
+    size = evidence.weight.abs()
+    return torch.minimum(size, evidence.get("saved").abs(), out=size)
 
 
 @criterion("small_init_small_final", summary="-max(|w|, |w0|)", source=_ZHOU, needs=("saved",))
 def small_init_small_final(evidence: Evidence) -> Tensor:
     """Return -max(|w|, |w0|)."""
-    return -torch.maximum(evidence.weight.abs(), evidence.get("saved").abs())
+    size = evidence.weight.abs()
+    return torch.maximum(size, evidence.get("saved").abs(), out=size).neg_()
