@@ -23,9 +23,12 @@ from secateur.technique.schedule import CURVES, DECAYS, MASKS, REGROWTH
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")),
+    *sorted(DOCS.glob("contributions/*.md")),
+]  # fmt: skip
 REGISTRIES = (CRITERIA, MODIFIERS, NORMALIZERS, REDUCERS, CURVES)
-NAMES_OF_PAGES = [page.name for page in PAGES]
+NAMES_OF_PAGES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 # What the pages take for granted; a page asks for a fresh model with `<!-- run: ... -->`.
 PRELUDE = """

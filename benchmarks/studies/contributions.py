@@ -18,10 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from secateur.report.features import features_svg
 from secateur.report.plots import COLOURS, WIDE, drawing
 from secateur.study import Study, holm, interval, paired, summarise
 from secateur.study.curves import styles
 from secateur.study.summary import Panel
+from secateur.train.data import load_data
 
 HERE = Path(__file__).parent
 RAW = ("results.jsonl", "results.parquet", "study.html", "study.md")
@@ -48,8 +52,22 @@ def main() -> None:
             of_study(name, raw / name, pages)
     if (raw / "features" / "results.jsonl").is_file():
         of_features(read(raw / "features"), pages)
+    if (raw / "variety" / "results.jsonl").is_file():
+        of_variety(read(raw / "variety"), pages)
     if (raw / "resnet56" / "results.jsonl").is_file():
-        print(resnet56_table(read(raw / "resnet56")))
+        fill(pages, "resnet56", resnet56_table(read(raw / "resnet56")))
+
+
+def fill(pages: Path, name: str, table: str) -> None:
+    """Put a table into the pages where its name stands between marks."""
+    marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    block = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
+    print(f"\n{name}\n{table}")
+    for page in pages.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        new = block.sub(lambda _: f"{marks[0]}\n\n{table}\n\n{marks[1]}", text)
+        if new != text:
+            page.write_text(new, encoding="utf-8")
 
 
 def read(folder: Path) -> list[Record]:
@@ -74,8 +92,7 @@ def of_study(name: str, folder: Path, pages: Path) -> None:
             measure = "macs_left" if name == "criteria" else "params_left"
             path.write_text(_document(_curves(part, measure, look)), encoding="utf-8")
             reference = study.reference if not group else f"{group}, local"
-            print(f"\n### {title}\n")
-            print(curve_table(part, reference))
+            fill(pages, title, curve_table(part, reference))
 
 
 def curve_table(panel: Panel, reference: str) -> str:
@@ -130,6 +147,8 @@ def _curves(panel: Panel, measure: str, look: Mapping[str, Any]) -> str:
     with drawing(f"{measure}-{panel.model}", label, WIDE * 0.72, 3.4) as (figure, svg):
         axes = figure.add_subplot()
         names = list(dict.fromkeys(row.technique for row in panel.rows))
+        every: list[float] = []
+        every_height = [panel.dense.accuracy.mean] if panel.dense is not None else []
         if panel.dense is not None:
             axes.axhline(panel.dense.accuracy.mean, color=COLOURS["dense"], lw=1.3, label="dense")
         for name in names:
@@ -138,6 +157,8 @@ def _curves(panel: Panel, measure: str, look: Mapping[str, Any]) -> str:
                 continue
             places = [row.left[measure].mean for row in curve]
             heights = [row.accuracy.mean for row in curve]
+            every += places
+            every_height += heights
             errors = [row.accuracy.half or 0.0 for row in curve]
             axes.errorbar(
                 places, heights, yerr=errors, color=style.colour, marker=style.marker, ms=4.5,
@@ -145,17 +166,21 @@ def _curves(panel: Panel, measure: str, look: Mapping[str, Any]) -> str:
                 mfc="none" if style.dashed else style.colour,
             )  # fmt: skip
         _finish(axes, "share of multiply-accumulates left" if "macs" in measure else
-                "share of parameters left", places)  # fmt: skip
+                "share of parameters left", every, every_height)  # fmt: skip
     return svg[0]
 
 
-def _finish(axes: Any, label: str, places: Iterable[float]) -> None:
+def _finish(axes: Any, label: str, places: Iterable[float], heights: Sequence[float]) -> None:
     axes.set_xscale("log")
-    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)
-             if 0.85 * min(places) <= tick <= 1]  # fmt: skip
+    coarse = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1)
+    fine = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+    ticks = [tick for tick in (fine if min(places) > 0.4 else coarse)
+             if 0.85 * min(places) <= tick]  # fmt: skip
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_ylim(0, 1)
+    low, high = min(heights), max(heights)
+    margin = 0.12 * (high - low) + 0.01
+    axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin))
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
@@ -176,11 +201,15 @@ def _document(svg: str) -> str:
     return f'{head} {spaces} style="{style}">{ground}{rest}\n'
 
 
+CHANNELS = ("red", "green", "blue", "grey", "saturation", "value", "edges across", "edges down",
+            "noise 1", "noise 2", "another image's red", "another image's grey")  # fmt: skip
 METHODS = ("induced", "random", "variance", "logistic", "weights only")
 
 
 def of_features(records: Sequence[Record], pages: Path) -> None:
     """Draw the curves of the feature study, the maps, and print its tables."""
+    _maps(records, pages)
+    _channels(records, pages)
     for task in dict.fromkeys(record["task"] for record in records):
         mine = [record for record in records if record["task"] == task]
         path = pages / f"features_{task.replace(' ', '_')}.svg"
@@ -201,9 +230,36 @@ def of_features(records: Sequence[Record], pages: Path) -> None:
             interval([r["inputs"] for r in mine if (r["method"], r["budget"]) == ("induced", b)])
             for b in budgets
         ]
-        print(f"\n### {task}: dense {dense.mean:.3f} ± {dense.half or 0:.3f}; inputs read "
-              + " · ".join(f"{each.mean:.0f}" for each in inputs) + "\n")  # fmt: skip
-        print(_table(points, means, "induced"))
+        read = " · ".join(f"{each.mean:.0f}" for each in inputs)
+        said = f"Dense: {dense.mean:.3f} ± {dense.half or 0:.3f}. Inputs read: {read}.\n\n"
+        fill(pages, f"features {task}", said + _table(points, means, "induced"))
+
+
+def _maps(records: Sequence[Record], pages: Path) -> None:
+    """Draw which pixels the first seed's networks read, over the mean image."""
+    spec = "fashion-mnist:runs/data/fashion_mnist"
+    images: Any = load_data(spec, limit=4000, seed=0).train.images
+    mean = images[torch.arange(4000)].float().mean((0, 1))
+    whole = {"pixels": mean, "patch entries": mean.reshape(4, 7, 4, 7).mean((0, 2))}
+    for task, image in whole.items():
+        mine = [r for r in records
+                if (r["task"], r["method"], r["seed"]) == (task, "induced", 0)]  # fmt: skip
+        for number, record in enumerate(sorted(mine, key=lambda each: each["budget"])):
+            kept = torch.zeros(image.numel(), dtype=torch.bool)
+            kept[record["kept"]] = True
+            svg = features_svg(kept.reshape(image.shape), image, title=f"{int(kept.sum())} read")
+            path = pages / f"map_{task.replace(' ', '_')}_{number}.svg"
+            path.write_text(_document(svg), encoding="utf-8")
+
+
+def _channels(records: Sequence[Record], pages: Path) -> None:
+    """Count how often each channel is read, over budgets and seeds."""
+    mine = [r for r in records if (r["task"], r["method"]) == ("channels", "induced")]
+    lines = ["| channel | networks that read it |", "| --- | ---: |"]
+    for place, name in enumerate(CHANNELS):
+        count = sum(place in record["kept"] for record in mine)
+        lines.append(f"| {name} | {count} of {len(mine)} |")
+    fill(pages, "features kept channels", "\n".join(lines))
 
 
 def _feature_curves(task: str, records: Sequence[Record]) -> str:
@@ -218,6 +274,7 @@ def _feature_curves(task: str, records: Sequence[Record]) -> str:
             label="dense",
         )  # fmt: skip
         every: list[float] = []
+        every_height = [interval([r["accuracy"] for r in dense]).mean]
         for number, method in enumerate(METHODS):
             mine = [r for r in records if r["method"] == method]
             budgets = sorted({r["budget"] for r in mine})
@@ -225,13 +282,63 @@ def _feature_curves(task: str, records: Sequence[Record]) -> str:
             places = [interval([r["params"] for r in group]).mean / whole for group in groups]
             found = [interval([r["accuracy"] for r in group]) for group in groups]
             every += places
+            every_height += [each.mean for each in found]
             axes.errorbar(
                 places, [each.mean for each in found], yerr=[each.half or 0.0 for each in found],
                 color=COLOURS[f"series{number + 1}"], marker="os^Dv"[number], ms=4.5, lw=1.5,
                 elinewidth=0.8, label=method,
             )  # fmt: skip
-        _finish(axes, "share of parameters left", every)
+        _finish(axes, "share of parameters left", every, every_height)
     return svg[0]
+
+
+def of_variety(records: Sequence[Record], pages: Path) -> None:
+    """Print what became of filters chosen by what they resemble in."""
+    records = [record for record in records if record["criterion"] != "dense"]
+    names = {
+        " of ".join(filter(None, [r["variety"] and f"variety ({r['variety']})", r["criterion"]])): (
+            r["criterion"], r["variety"])
+        for r in records
+    }  # fmt: skip
+    for measure in ("tuned", "ticket"):
+        points: dict[str, list[str]] = {}
+        means: dict[str, dict[int, float]] = {}
+        for name, key in names.items():
+            mine = [r for r in records if (r["criterion"], r["variety"]) == key]
+            shares = sorted({r["kept"] for r in mine}, reverse=True)
+            for share in shares:
+                values = {r["seed"]: r[measure] for r in mine if r["kept"] == share}
+                points.setdefault(name, []).append(f"{interval(list(values.values())).mean:.3f}")
+                for seed, value in values.items():
+                    row = means.setdefault(name, {})
+                    row[seed] = row.get(seed, 0.0) + value / len(shares)
+        fill(pages, f"variety {measure}", _table(points, means, "magnitude"))
+    lines = ["| | alike by weights | alike by activations |", "| --- | ---: | ---: |"]
+    for name, key in names.items():
+        mine = [r for r in records if (r["criterion"], r["variety"]) == key]
+        found = [interval([r["alike"][kind] for r in mine]) for kind in ("weights", "activations")]
+        lines.append(f"| {name} | {found[0].mean:.3f} | {found[1].mean:.3f} |")
+    fill(pages, "variety alike", "\n".join(lines))
+
+
+def _against_torch_pruning(records: Sequence[Record], ratio: float) -> list[str]:
+    lines = []
+    for ours, theirs in (("secateur, local", "Torch-Pruning, local"),
+                         ("secateur, normalised", "Torch-Pruning, global")):  # fmt: skip
+        one, other = (
+            {r["seed"]: r["accuracy"] for r in records if (r["way"], r["ratio"]) == (way, ratio)}
+            for way in (ours, theirs)
+        )
+        test = paired(one, other)
+        if test is None or test.difference.low is None or test.difference.high is None:
+            continue
+        low, high = test.difference.low, test.difference.high
+        verdict = "no difference seen" if low <= 0 <= high else (
+            "above" if low > 0 else "below")  # fmt: skip
+        lines.append(f"| *{ours}, against {theirs}* | {ratio}x | | | "
+                     f"{test.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}] | "
+                     f"{verdict} |")  # fmt: skip
+    return lines
 
 
 def resnet56_table(records: Sequence[Record]) -> str:
@@ -247,14 +354,7 @@ def resnet56_table(records: Sequence[Record]) -> str:
                 f"{found.mean:.4f} ± {found.half or 0:.4f} | "
                 f"{found.mean - mine[0]['accuracy_dense']:+.4f} |"
             )
-        values = {
-            way: {r["seed"]: r["accuracy"] for r in records if (r["way"], r["ratio"])
-                  == (way, ratio)} for way in dict.fromkeys(r["way"] for r in records)
-        }  # fmt: skip
-        for ours, theirs in (("secateur, local", "Torch-Pruning, local"),
-                             ("secateur, normalised", "Torch-Pruning, global")):  # fmt: skip
-            test = paired(values[ours], values[theirs])
-            print(f"{ratio}x: {ours} against {theirs}: {test}")
+        lines += _against_torch_pruning(records, ratio)
     return "\n".join(lines)
 
 
