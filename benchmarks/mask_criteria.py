@@ -7,6 +7,7 @@ Seconds are those of the processor, as other work on the machine would otherwise
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -45,26 +46,25 @@ def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(SIDE, SIDE, generator=generator)
-    seconds: dict[str, list[float]] = {}
-    rows = {}
-    for name in criteria():
 
-        def ours(name: str = name) -> float:
-            model = nn.Sequential(nn.utils.skip_init(nn.Linear, SIDE, SIDE, bias=False))
+    def updating(name: str) -> float:
+        model = nn.Sequential(nn.utils.skip_init(nn.Linear, SIDE, SIDE, bias=False))
+        with torch.no_grad():
+            model[0].weight.copy_(values)
+        sparsifier = Sparsifier(model, f"weight | global | {name} | one_shot", sparsity=0.5)
+        if set(CRITERIA.get(name).needs) & KNOWN:
             with torch.no_grad():
-                model[0].weight.copy_(values)
-            sparsifier = Sparsifier(model, f"weight | global | {name} | one_shot", sparsity=0.5)
-            if set(CRITERIA.get(name).needs) & KNOWN:
-                with torch.no_grad():
-                    model[0].weight.mul_(1.01).add_(0.01)
-            return processor_seconds(lambda: sparsifier.step(1.0))
+                model[0].weight.mul_(1.01).add_(0.01)
+        return processor_seconds(lambda: sparsifier.step(1.0))
 
-        def theirs() -> float:
-            return processor_seconds(lambda: values.view(-1).kthvalue(SIDE * SIDE // 2))
-
-        measured = common.paired({name: ours, "kthvalue": theirs}, max(2, options.rounds))
-        rows[name] = common.ratios(measured, "kthvalue")[name]
-        seconds |= {name: measured[name], f"kthvalue beside {name}": measured["kthvalue"]}
+    contenders: dict[str, Callable[[], float]] = {
+        name: functools.partial(updating, name) for name in criteria()
+    }
+    contenders["kthvalue"] = lambda: processor_seconds(
+        lambda: values.view(-1).kthvalue(SIDE * SIDE // 2)
+    )
+    seconds = common.paired(contenders, max(2, options.rounds))
+    rows = common.ratios(seconds, "kthvalue")
     setting = {"weights": SIDE * SIDE, "sparsity": 0.5, "technique": "weight | global",
                "rounds": max(2, options.rounds), "clock": "processor", "threads": 1}  # fmt: skip
     common.publish("One mask update / torch.kthvalue", {"setting": setting, "seconds": seconds},
