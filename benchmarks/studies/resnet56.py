@@ -1,6 +1,6 @@
 """ResNet-56 on CIFAR-10 at 2.1 and 2.5 times fewer MACs, beside Torch-Pruning 1.6.1.
 
-    python benchmarks/studies/resnet56.py --out runs/studies/resnet56
+    python -m benchmarks.studies.resnet56 --out runs/studies/resnet56
 
 From the root of the repository, with CIFAR-10 under runs/data/cifar10 and the weights of ResNet-56
 under runs/data/weights, and Torch-Pruning installed. Both libraries start from the same weights,

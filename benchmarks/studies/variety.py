@@ -1,6 +1,6 @@
 """Similar in what? Filter variety by weights, by weights behind their norm, and by activations.
 
-    python benchmarks/studies/variety.py --out runs/studies/variety
+    python -m benchmarks.studies.variety --out runs/studies/variety
 
 From the root of the repository, with Fashion-MNIST under runs/data/fashion_mnist. A VGG shape is
 trained, the same share of every layer is removed at once, and three things are counted:
