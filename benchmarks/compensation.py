@@ -183,7 +183,9 @@ def main() -> None:
 
         return run
 
-    rows, seconds, agree = {}, {}, {}
+    rows: dict[str, dict[str, float]] = {}
+    seconds: dict[str, list[float]] = {}
+    agree: dict[str, dict[str, float]] = {}
     for name in TECHNIQUES:
         pruned = [copy.deepcopy(block) for _ in range(2)]
         plain(name, pruned[0], calls)

@@ -48,13 +48,14 @@ def main() -> None:
     values = torch.randn(SIDE, SIDE, generator=generator)
 
     def updating(name: str) -> float:
-        model = nn.Sequential(nn.utils.skip_init(nn.Linear, SIDE, SIDE, bias=False))
+        layer = nn.Linear(SIDE, SIDE, bias=False, device="meta").to_empty(device="cpu")
+        model = nn.Sequential(layer)
         with torch.no_grad():
-            model[0].weight.copy_(values)
+            layer.weight.copy_(values)
         sparsifier = Sparsifier(model, f"weight | global | {name} | one_shot", sparsity=0.5)
         if set(CRITERIA.get(name).needs) & KNOWN:
             with torch.no_grad():
-                model[0].weight.mul_(1.01).add_(0.01)
+                layer.weight.mul_(1.01).add_(0.01)
         return processor_seconds(lambda: sparsifier.step(1.0))
 
     contenders: dict[str, Callable[[], float]] = {

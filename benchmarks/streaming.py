@@ -22,7 +22,7 @@ import common
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur.stream import prune_stream
 from secateur.stream.files import open_weights, write_shard
@@ -48,7 +48,7 @@ def write_random(folder: Path, layers: int, width: int) -> tuple[int, int]:
     config = architecture(layers, width)
     config.save_pretrained(folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(0)
     shards: dict[str, dict[str, Any]] = {}
     for name, tensor in model.state_dict().items():
@@ -101,7 +101,7 @@ def child(options: argparse.Namespace) -> None:
     threading.Thread(target=watch, args=(most, stop), daemon=True).start()
     started = time.perf_counter()
     result = prune_stream(
-        lambda: AutoModelForCausalLM.from_config(config), options.source, options.target,
+        lambda: LlamaForCausalLM(config), options.source, options.target,
         TECHNIQUES[options.technique], sparsity=0.5, data=data,
     )  # fmt: skip
     seconds = time.perf_counter() - started

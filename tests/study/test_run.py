@@ -308,6 +308,8 @@ def test_a_killed_study_goes_on(here):
 
 
 def test_ctrl_c_tells_how_to_go_on(here):
+    # So long that it cannot end before the signal comes.
+    Path("small.yaml").write_text(SMALL.replace("epochs: 2", "epochs: 500"))
     running = subprocess.Popen(
         [sys.executable, "-m", "secateur", "study", "small.yaml", "--out", "out"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

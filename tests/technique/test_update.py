@@ -30,13 +30,17 @@ def test_text_reads_back(update: Update) -> None:
         ("keep(removed=frozen, optimizer=keep)", "keep"),
         ("reinitialise(optimizer=reset)", "reinitialise(optimizer=reset)"),
         ("keep(optimizer=rewind_rate)", "keep(step=0, optimizer=rewind_rate)"),
-        ("keep(20, removed=held, optimizer=rewind_rate)",
-         "keep(step=20, removed=held, optimizer=rewind_rate)"),
+        (
+            "keep(20, removed=held, optimizer=rewind_rate)",
+            "keep(step=20, removed=held, optimizer=rewind_rate)",
+        ),
         ("fixed(removed=held)", "fixed(removed=held)"),
         ("compensate", "compensate(exact)"),
         ("compensate(sparsegpt, block=128)", "compensate(sparsegpt)"),
-        ("compensate(exact, damping=0.5, optimizer=reset)",
-         "compensate(exact, damping=0.5, optimizer=reset)"),
+        (
+            "compensate(exact, damping=0.5, optimizer=reset)",
+            "compensate(exact, damping=0.5, optimizer=reset)",
+        ),
     ],
 )
 def test_canonical_texts(text: str, canonical: str) -> None:

@@ -9,7 +9,7 @@ def lacks(technique: Technique) -> tuple[str, ...]:
     """Name the capabilities that a technique asks for and the engine does not have.
 
     >>> lacks(Technique("weight", update="compensate"))
-    ('compensate: solving for survivors that make up for what was removed',)
+    ()
     """
     missing = []
     pace = Schedule.parse(technique.objective.schedule)
