@@ -146,6 +146,7 @@ def full_evidence(
         lasso=tensor(groups, 1, inputs, *ones).abs(),
         fisher_surgeon=tensor(*weight.shape),
         norm_scale=tensor(groups, outputs, 1, *ones),
+        carried=tensor(*weight.shape).abs(),
         generator=generator,
     )
 

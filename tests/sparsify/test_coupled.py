@@ -173,6 +173,48 @@ def test_layers_that_add_to_one_channel_are_scored_together() -> None:
         )
         assert torch.equal(sparsifier.masks[f"{name}.bias"], kept)
     assert torch.equal(sparsifier.masks["c.weight"], kept.expand(2, 8))
+
+
+def test_group_magnitude_counts_what_reads_a_channel() -> None:
+    model = Summed()
+    with torch.no_grad():
+        model.a.weight[:4] *= 0.1
+        model.b.weight[:4] *= 0.1
+        model.c.weight[:, :4] *= 100
+    for technique, gone in (
+        ("filter | local | magnitude(reduce=l2) | one_shot", [0, 1, 2, 3]),
+        ("filter | local | group_magnitude | one_shot", [4, 5, 6, 7]),
+    ):
+        sparsifier = Sparsifier(
+            copy.deepcopy(model), technique, sparsity=0.5, example_inputs=SUMMED
+        )
+        sparsifier.step(1.0)
+        assert (~sparsifier.masks["c.weight"][0]).nonzero().flatten().tolist() == gone
+
+
+@pytest.mark.parametrize("granularity", ["filter", "shared_kernel"])
+@pytest.mark.parametrize("name", NAMES)
+def test_group_magnitude_is_the_mass_that_goes_with_a_channel(name: str, granularity: str) -> None:
+    model, inputs = awake(name)
+    technique = f"{granularity} | local | group_magnitude | one_shot"
+    sparsifier = Sparsifier(model, technique, sparsity=0.4, example_inputs=inputs)
+    structure = trace(model, inputs)
+    before = {each: values.detach().clone() for each, values in model.named_parameters()}
+    assert sparsifier.step(1.0).removed
+    for axis in structure.removable:
+        carriers = [each for each in axis.carriers if each[0] in sparsifier.masks]
+        stay, go = [math.inf], [-math.inf]
+        for index in range(axis.size):
+            one = Removal({structure.leaves[axis.name]: torch.arange(axis.size) != index})
+            mass = alive = 0.0
+            for parameter, dim in carriers:
+                rest = one.indices(structure.held[parameter][dim])
+                squares = before[parameter].square()
+                mask = sparsifier.masks[parameter].double()
+                mass += float(squares.sum() - squares.index_select(dim, rest).sum())
+                alive += float(mask.sum() - mask.index_select(dim, rest).sum())
+            (stay if alive else go).append(mass)
+        assert max(go) <= min(stay) + 1e-9
     assert set(sparsifier.masks) == {"a.weight", "a.bias", "b.weight", "b.bias", "c.weight"}
 
 

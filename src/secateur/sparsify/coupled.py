@@ -132,8 +132,13 @@ class CoupledEngine(Engine):
         """Score every axis by its weights; the best index of each may not go."""
         wanted = claimed * (self.setup.budget.removed if self.setup.budget else 0.0)
         scores = []
-        for prunable in self.setup.prunables:
+        squares = self._squares()
+        for place, prunable in enumerate(self.setup.prunables):
             evidence = self._evidence(prunable, memory, statistics, generator)
+            if squares:
+                own = prunable.units.pick(evidence.get("carried"))
+                carried = self._carried(place, squares, own.double().cpu())
+                evidence = replace(evidence, carried=prunable.units.spread(carried))
             removing = round(wanted * prunable.units.count)
             found = score_units(self.technique.criteria, evidence, prunable.units, removing)
             refuse_nan(found, prunable.weight.name, evidence.weight, self.technique.criteria)
@@ -153,6 +158,23 @@ class CoupledEngine(Engine):
                       growth=growth, gone=count_true(gone), coupled=group.weights)
             )  # fmt: skip
         return entries
+
+    def _squares(self) -> list[Tensor]:
+        """Sum the squares of all that carries each axis, where the criterion asks for it."""
+        if "carried" not in self.needs:
+            return []
+        parameters = dict(self.model.named_parameters())
+        return [group.squares(parameters) for group in self.groups]
+
+    def _carried(self, place: int, squares: Sequence[Tensor], own: Tensor) -> Tensor:
+        """Return the sums of a weight's units, which may belong to several axes or to none."""
+        total, carried = torch.zeros_like(own), torch.zeros_like(own, dtype=torch.bool)
+        for group, sums in zip(self.groups, squares, strict=True):
+            for member in group.members:
+                if member.place == place:
+                    total += sums[member.index.clamp(min=0)] * (member.index >= 0)
+                    carried |= member.index >= 0
+        return torch.where(carried, total, own)
 
     def _growths(self, memory: Memory, generator: torch.Generator) -> list[Tensor]:
         """Score, for every axis, the removed indices that may return; the highest return first."""

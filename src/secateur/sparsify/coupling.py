@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.sparsify.budget import Budget
+from secateur.sparsify.scoring import widen
 from secateur.sparsify.units import Units
 from secateur.structure import Axis, PrunableWeight, Removal, Trace, head_axes, positions
 from secateur.structure.terms import Term
@@ -71,6 +72,16 @@ class Group:
             count.index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
         return (total / count.clamp(min=1)).float()
 
+    def squares(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Sum the squares of all that carries the axis: one number per index, double precision."""
+        total = torch.zeros(self.axis.size, dtype=torch.float64)
+        for name, dim, index in self.carriers:
+            values = widen(parameters[name].detach()).transpose(0, dim)
+            sums = values.reshape(len(index), -1).square().sum(1).double().cpu()
+            found = index >= 0
+            total.index_add_(0, index[found], sums[found])
+        return total
+
     def gone(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Return which indices the masks have removed, as a boolean vector."""
         name, dim, index = self.carriers[0]
@@ -123,7 +134,7 @@ def find_groups(
             continue
         if heads is not None and leaf not in heads:
             continue
-        reason = axis.pinned or _held_back(axis, members, excluded, side, inexact)
+        reason = axis.why or _held_back(axis, members, excluded, side, inexact)
         if reason is not None:
             passed.append((axis.name, reason))
             continue

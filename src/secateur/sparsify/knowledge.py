@@ -97,6 +97,9 @@ class Knowledge:
                 known[need] = learned_of(self.setup, prunable, memory.learned)
             elif need == "norm_scale":
                 known[need] = self._norm_scale(prunable)
+            elif need == "carried":
+                rows, _ = prunable.units.rows(widen(known["weight"]))
+                known[need] = prunable.units.spread(rows.square().sum(1))
         return Evidence(**known)
 
     def _norm_scale(self, prunable: Prunable) -> Tensor:
@@ -124,7 +127,7 @@ class Knowledge:
         return REDUCERS.get("mean").function(*entry.units.rows(widen(source).abs()))
 
     def _statistics(self, masks: Mapping[str, Tensor]) -> Statistics:
-        needs = self.needs - {"saved", "previous", "learned", "norm_scale"}
+        needs = self.needs - {"saved", "previous", "learned", "norm_scale", "carried"}
         needs |= {*self.compensator.needs}
         if not needs or self.data is None:
             return {}

@@ -82,12 +82,12 @@ def _freed_but_pinned(structure: Trace, masks: Mapping[str, Tensor]) -> dict[str
     usage = _Usage(structure, masks)
     found = {}
     for axis in structure.axes:
-        if axis.pinned is None or "extent" in axis.pinned:
+        if axis.why is None or "extent" in str(axis.pinned):
             continue
         leaf = structure.leaves[axis.name]
         for name in {name for name, _ in axis.carriers} & set(masks):
             if bool(usage.zero(name, axis, leaf).any()):
-                found[axis.name] = f"{axis.pinned} ({axis.place})" if axis.place else axis.pinned
+                found[axis.name] = axis.why
     return found
 
 

@@ -76,11 +76,14 @@ def record_best(
     the user's code where none of them runs.
     """
     ways = ({"double": True}, {"double": False}, {"real": True})
+    failure: Failure | None = None
     for way in ways:
         recording = record(model, example_inputs, keywords, **way)
         if recording.failure is None:
-            return recording, way.get("real", False)
-    failure = recording.failure
+            if recording.real and failure is not None:
+                recording.looked = failure.place
+            return recording, recording.real
+        failure = recording.failure
     assert failure is not None
     reason = (str(failure.error).strip().splitlines() or [type(failure.error).__name__])[0][:300]
     where = (

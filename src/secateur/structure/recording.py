@@ -27,9 +27,10 @@ class Recording:
     """A graph of operators; every node knows its call, its place and its shapes in ``meta``.
 
     ``failure`` says where and why the pass ended early, None where it ran to its end. ``real`` says
-    that it ran on data, of which the code may have read anything. ``asked`` says that the code
-    wanted to know whether it is being traced or compiled, and may take another way then. ``shared``
-    lists all paths of the modules that have several, by the first.
+    that it ran on data, of which the code may have read anything, and ``looked`` where a pass
+    without data came to its end. ``asked`` says that the code wanted to know whether it is being
+    traced or compiled, and may take another way then. ``shared`` lists all paths of the modules
+    that have several, by the first.
     """
 
     graph: fx.Graph
@@ -39,6 +40,7 @@ class Recording:
     failure: Failure | None = None
     doubled: bool = False
     real: bool = False
+    looked: str = ""
     asked: bool = False
     shared: dict[str, list[str]] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal
 from secateur.structure.repair import Run, again_with_data
 from secateur.structure.rules import Findings
-from secateur.structure.terms import Pin, Term, find, leaves
+from secateur.structure.terms import Pin, Term, find, leaves, pin
 from secateur.structure.zeros import Zeros
 
 
@@ -38,6 +38,11 @@ class Axis:
     pinned: str | None = None
     place: str = ""
     inexact: str | None = None
+
+    @property
+    def why(self) -> str | None:
+        """The reason why it is pinned, with the place where there is one; None where it is not."""
+        return f"{self.pinned} ({self.place})" if self.pinned and self.place else self.pinned
 
 
 @dataclass
@@ -115,10 +120,12 @@ def trace(model: nn.Module, example_inputs: Any, graft: bool = True, in_code: bo
     runs = _runs(model, inputs, findings, held)
     zeros = Zeros([run.recording.graph for run in runs], findings)
     names = frozenset(name for name, _ in model.named_parameters())
-    for name, parameter in model.named_parameters():
-        if name not in held:
-            why = Pin("the forward pass does not use it")
-            held[name] = [Term(size, pinned=why) for size in parameter.shape]
+    unused = [name for name, _ in model.named_parameters() if name not in held]
+    if unused and runs[0].real:
+        _pin_all(held, unused, runs[0].recording.looked)
+    for name in unused:
+        why = Pin("the forward pass does not use it")
+        held[name] = [Term(size, pinned=why) for size in model.get_parameter(name).shape]
     # In the order of the model, so that an axis is called after the first layer that makes it.
     order = [name for name, _ in model.named_parameters()]
     held = {name: held[name] for name in (*order, *held)}
@@ -188,6 +195,16 @@ def _runs(
 
 def _operators(recording: Recording) -> list[Any]:
     return [node.target for node in recording.steps]
+
+
+def _pin_all(held: dict[str, list[Term]], unused: list[str], place: str) -> None:
+    """Pin everything: on other data the code may take a way that nobody has followed."""
+    some = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+    why = Pin(f"the code looks at its data, and with the example inputs does not use {some}: "
+              "on other data it may, with the old sizes", place=place)  # fmt: skip
+    for dims in held.values():
+        for term in dims:
+            pin(term, why)
 
 
 def _pin_without_parameters(held: dict[str, list[Term]], names: frozenset[str]) -> None:

@@ -40,6 +40,20 @@ def bn_scale(evidence: Evidence) -> Tensor:
 
 
 @criterion(
+    "group_magnitude",
+    summary="the sum of squares of all that carries a channel: what makes it, norms, what reads it",
+    source="Fang et al. 2023 (DepGraph)",
+    needs=("carried",),
+)
+def group_magnitude(evidence: Evidence) -> Tensor:
+    """Return sum of w^2 over every parameter that carries the unit's channel.
+
+    Where layers are not coupled (no example inputs), over the unit's own weights.
+    """
+    return evidence.get("carried")
+
+
+@criterion(
     "geometric_median",
     summary="sum of the distances to all other units of the layer",
     source="He et al. 2019 (FPGM)",

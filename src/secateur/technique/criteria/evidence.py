@@ -33,6 +33,7 @@ NEEDS: dict[str, str] = {
     "lasso": "the penalty at which a lasso over input channels drops each",
     "fisher_surgeon": "what a unit's own weights cost by the inverse of the Fisher matrix's blocks",
     "norm_scale": "the scale of the norm that follows the layer, found by data flow",
+    "carried": "the sum of squares over all that carries a unit's channel",
 }
 """What a criterion may ask for beside the weight itself."""
 
@@ -95,6 +96,7 @@ class Evidence:
     scale_taylor: Tensor | None = None
     propagated: Tensor | None = None
     masked_gradient: Tensor | None = None
+    carried: Tensor | None = None
 
     def get(self, need: str) -> Tensor:
         """Return one piece of evidence, which the engine has made sure is there."""
