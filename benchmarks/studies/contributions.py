@@ -22,7 +22,7 @@ import torch
 
 from secateur.report.features import features_svg
 from secateur.report.plots import COLOURS, WIDE, drawing
-from secateur.study import Study, holm, interval, paired, summarise
+from secateur.study import Paired, Study, holm, interval, paired, summarise
 from secateur.study.curves import styles
 from secateur.study.summary import Panel
 from secateur.train.data import load_data
@@ -56,6 +56,7 @@ def main() -> None:
         of_variety(read(raw / "variety"), pages)
     if (raw / "resnet56" / "results.jsonl").is_file():
         fill(pages, "resnet56", resnet56_table(read(raw / "resnet56")))
+        fill(pages, "resnet56 pairs", resnet56_pairs(read(raw / "resnet56")))
 
 
 def fill(pages: Path, name: str, table: str) -> None:
@@ -128,18 +129,22 @@ def _table(
         half = "" if mean.half is None else f" ± {mean.half:.3f}"
         cells = [name, " · ".join(points[name]), f"{mean.mean:.3f}{half}"]
         test, p = found.get(name), adjusted.get(name)
-        if test is None or test.difference.low is None or test.difference.high is None:
-            cells += ["", "", "the reference" if name == reference else ""]
-        else:
-            low, high = test.difference.low, test.difference.high
-            differs = p is not None and p < 0.05 and (low > 0 or high < 0)
-            verdict = "no difference seen"
-            if differs:
-                verdict = "above" if test.difference.mean > 0 else "below"
-            shown = "–" if p is None else f"{p:.4f}"
-            cells += [f"{test.difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]", shown, verdict]
+        cells += ["", "", "the reference"] if name == reference else _verdict(test, p)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _verdict(test: Paired | None, p: float | None) -> list[str]:
+    """Say a difference with its interval, the corrected p, and what may be said."""
+    if test is None or test.difference.low is None or test.difference.high is None:
+        return ["", "", ""]
+    low, high = test.difference.low, test.difference.high
+    differs = p is not None and p < 0.05 and (low > 0 or high < 0)
+    verdict = "no difference seen"
+    if differs:
+        verdict = "above" if test.difference.mean > 0 else "below"
+    shown = "–" if p is None else f"{p:.4f}"
+    return [f"{test.difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]", shown, verdict]
 
 
 def _curves(panel: Panel, measure: str, look: Mapping[str, Any]) -> str:
@@ -321,40 +326,50 @@ def of_variety(records: Sequence[Record], pages: Path) -> None:
     fill(pages, "variety alike", "\n".join(lines))
 
 
-def _against_torch_pruning(records: Sequence[Record], ratio: float) -> list[str]:
-    lines = []
-    for ours, theirs in (("secateur, local", "Torch-Pruning, local"),
-                         ("secateur, normalised", "Torch-Pruning, global")):  # fmt: skip
-        one, other = (
-            {r["seed"]: r["accuracy"] for r in records if (r["way"], r["ratio"]) == (way, ratio)}
-            for way in (ours, theirs)
-        )
-        test = paired(one, other)
-        if test is None or test.difference.low is None or test.difference.high is None:
-            continue
-        low, high = test.difference.low, test.difference.high
-        verdict = "no difference seen" if low <= 0 <= high else (
-            "above" if low > 0 else "below")  # fmt: skip
-        lines.append(f"| *{ours}, against {theirs}* | {ratio}x | | | "
-                     f"{test.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}] | "
-                     f"{verdict} |")  # fmt: skip
-    return lines
+PAIRS = (
+    ("secateur, local", "Torch-Pruning, local"),
+    ("secateur, global", "Torch-Pruning, global"),
+    ("secateur, local, in steps", "Torch-Pruning, local, in steps"),
+    ("secateur, local, filters alone", "secateur, local"),
+    ("secateur, global", "secateur, local"),
+    ("secateur, local, in steps", "secateur, local"),
+)
 
 
 def resnet56_table(records: Sequence[Record]) -> str:
     """Return the table of ResNet-56."""
-    lines = ["| | asked | achieved | parameters left | accuracy, 95 % interval | drop |",
+    lines = ["| | asked | achieved | parameters left | before fine-tuning | "
+             "accuracy, 95 % interval |",
              "| --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for ratio in sorted({record["ratio"] for record in records}):
+    ratios = sorted({record["ratio"] for record in records})
+    for ratio in ratios:
         for way in dict.fromkeys(record["way"] for record in records):
             mine = [r for r in records if (r["way"], r["ratio"]) == (way, ratio)]
             found = interval([r["accuracy"] for r in mine])
             lines.append(
                 f"| {way} | {ratio}x | {mine[0]['achieved']:.2f}x | {mine[0]['params']:.3f} | "
-                f"{found.mean:.4f} ± {found.half or 0:.4f} | "
-                f"{found.mean - mine[0]['accuracy_dense']:+.4f} |"
+                f"{mine[0]['accuracy_early']:.3f} | {found.mean:.3f} ± {found.half or 0:.3f} |"
             )
-        lines += _against_torch_pruning(records, ratio)
+    return "\n".join(lines)
+
+
+def resnet56_pairs(records: Sequence[Record]) -> str:
+    """Test ways against each other: accuracy averaged over the ratios, seed by seed."""
+    means: dict[str, dict[int, float]] = {}
+    for way in dict.fromkeys(record["way"] for record in records):
+        for seed in {record["seed"] for record in records}:
+            mine = [r["accuracy"] for r in records if (r["way"], r["seed"]) == (way, seed)]
+            means.setdefault(way, {})[seed] = sum(mine) / len(mine)
+    found = [paired(means[one], means[other]) for one, other in PAIRS]
+    adjusted = holm([each.p if each else None for each in found])
+    lines = ["| | same channels | difference, 95 % interval | p, corrected | |",
+             "| --- | ---: | --- | ---: | --- |"]  # fmt: skip
+    for (one, other), test, p in zip(PAIRS, found, adjusted, strict=True):
+        alike = [r["same_channels"] for r in records if r["way"] == other]
+        shown = f"{100 * min(alike):.0f} %" if "Torch" in other else ""
+        lines.append(
+            f"| {one}, against {other} | {shown} | " + " | ".join(_verdict(test, p)) + " |"
+        )
     return "\n".join(lines)
 
 

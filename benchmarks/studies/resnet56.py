@@ -3,11 +3,20 @@
     python -m benchmarks.studies.resnet56 --out runs/studies/resnet56
 
 From the root of the repository, with CIFAR-10 under runs/data/cifar10 and the weights of ResNet-56
-under runs/data/weights, and Torch-Pruning installed. Both libraries start from the same weights,
-score channels by the L2 norm of all that is coupled, take the same share of every layer, remove it
-at once, and are fine-tuned by the same loop on the same images in the same order, in bfloat16 where
-the processor has it. Accuracy is counted on 5,000 of the test
-images. Goes on where it was stopped.
+under runs/data/weights, and Torch-Pruning installed. Both libraries start from the same weights and
+score a channel by the sum of squares of all parameters that carry it. Three rules, each by both:
+
+- *local*: the same share of every layer goes at once;
+- *global*: what is lowest in the network goes at once, scores divided by their layer's mean;
+- *local, in steps*: as local, little by little, scores renewed in between.
+
+Beside them stands *local, filters alone*, by secateur: as local, by the norms of the filters that
+make a channel, without the norms behind them and the weights that read it.
+
+Pruning draws nothing, so that all seeds fine-tune the same pruned networks. They are fine-tuned by
+the same loop on the same images in the same order, in bfloat16 where the processor has it. Accuracy
+is counted on 5,000 of the test images; once before fine-tuning, with the statistics of the batch
+norms taken anew over 500 images. Goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -82,48 +92,103 @@ def macs_of(model: nn.Module) -> int:
     return observe(model.eval(), lambda: model(EXAMPLE)).macs
 
 
-def by_secateur(technique: str) -> Prune:
+def by_secateur(technique: str, steps: int = 1) -> Prune:
     """Prune to a share of the MACs under a technique."""
 
     def prune(model: nn.Module, ratio: float) -> nn.Module:
         sparsifier = Sparsifier(model, technique, macs=WHOLE / ratio / macs_of(model),
                                 example_inputs=EXAMPLE)  # fmt: skip
-        sparsifier.step(1.0)
+        for step in range(1, steps + 1):
+            sparsifier.step(step / steps)
         shrink(model, sparsifier, EXAMPLE)
         return model
 
     return prune
 
 
+def torch_pruner(model: nn.Module, share: float, whole: bool, steps: int) -> Any:
+    """Make a pruner of Torch-Pruning that takes a share of the channels, globally if ``whole``."""
+    import torch_pruning as tp  # type: ignore[import-untyped,unused-ignore]
+
+    return tp.pruner.BasePruner(
+        model, EXAMPLE, importance=tp.importance.GroupMagnitudeImportance(p=2, bias=True),
+        global_pruning=whole, pruning_ratio=share, iterative_steps=steps,
+        ignored_layers=[model.get_submodule("linear")],
+    )  # fmt: skip
+
+
 def by_torch_pruning(whole: bool) -> Prune:
-    """Prune with Torch-Pruning in small steps until the MACs are as few; globally if ``whole``."""
+    """Prune at once with Torch-Pruning, by the smallest share of channels that is enough."""
 
     def prune(model: nn.Module, ratio: float) -> nn.Module:
-        import torch_pruning as tp  # type: ignore[import-untyped,unused-ignore]
-
-        target = WHOLE / ratio
-        pruner = tp.pruner.BasePruner(
-            model, EXAMPLE, importance=tp.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=whole, pruning_ratio=0.95, iterative_steps=400,
-            ignored_layers=[model.get_submodule("linear")],
-        )  # fmt: skip
-        for _ in range(400):
-            if macs_of(model) <= target:
-                break
-            pruner.step()
-        return model
+        low, high, best = 0.0, 1.0, model
+        for _ in range(10):
+            share = (low + high) / 2
+            tried = copy.deepcopy(model)
+            torch_pruner(tried, share, whole, 1).step()
+            if macs_of(tried) <= WHOLE / ratio:
+                high, best = share, tried
+            else:
+                low = share
+        return best
 
     return prune
 
 
+def by_torch_pruning_in_steps(model: nn.Module, ratio: float) -> nn.Module:
+    """Prune with Torch-Pruning little by little until the MACs are as few, as its authors do."""
+    pruner = torch_pruner(model, 0.95, whole=False, steps=400)
+    while macs_of(model) > WHOLE / ratio:
+        pruner.step()
+    return model
+
+
 WAYS: dict[str, Prune] = {
-    "secateur, local": by_secateur("filter | local | magnitude(reduce=l2) | one_shot"),
+    "secateur, local": by_secateur("filter | local | group_magnitude | one_shot"),
     "Torch-Pruning, local": by_torch_pruning(whole=False),
-    "secateur, normalised": by_secateur(
-        "filter | global | magnitude(reduce=l2, normalize=mean) | one_shot"
-    ),
+    "secateur, global": by_secateur("filter | global | group_magnitude(normalize=mean) | one_shot"),
     "Torch-Pruning, global": by_torch_pruning(whole=True),
+    "secateur, local, in steps": by_secateur("filter | local | group_magnitude | linear", 100),
+    "Torch-Pruning, local, in steps": by_torch_pruning_in_steps,
+    "secateur, local, filters alone": by_secateur(
+        "filter | local | magnitude(reduce=l2) | one_shot"
+    ),
 }
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """Return the batch norms by name."""
+    return {n: each for n, each in model.named_modules() if isinstance(each, nn.BatchNorm2d)}
+
+
+def channels_of(model: nn.Module, whole: nn.Module) -> set[tuple[str, int]]:
+    """Return which channels of the whole network are left, known by their norms' statistics."""
+    left = set()
+    mine = norms_of(model)
+    for name, norm in norms_of(whole).items():
+        first, second = norm.running_mean, mine[name].running_mean
+        assert first is not None and second is not None
+        left |= {(name, int(place)) for place in torch.isin(first, second).nonzero()}
+    return left
+
+
+def same(model: nn.Module, other: nn.Module, whole: nn.Module) -> float:
+    """Return the share of the channels left in either network that are left in both."""
+    first, second = channels_of(model, whole), channels_of(other, whole)
+    return len(first & second) / len(first | second)
+
+
+def settled(model: nn.Module, data: ImageDataset) -> nn.Module:
+    """Return a copy whose batch norms have the statistics of 500 images."""
+    model = copy.deepcopy(model)
+    for norm in norms_of(model).values():
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.train()
+    with torch.no_grad():
+        for rows in torch.arange(500).split(100):
+            model(data.__getitems__(rows.tolist())[0])
+    return model
 
 
 def fine_tune(model: nn.Module, data: ImageDataset, seed: int) -> None:
@@ -178,27 +243,35 @@ def main() -> None:
         "hardware": hardware(), "train": TRAIN, "test": TEST, "epochs": EPOCHS,
         "batch": BATCH, "rate": RATE,
     }  # fmt: skip
+    pruned: dict[tuple[str, float], nn.Module] = {}
+    early: dict[tuple[str, float], float] = {}
     for seed in SEEDS:
         train = load_data("cifar10:runs/data/cifar10", seed=seed, limit=TRAIN).train
         test = load_data("cifar10:runs/data/cifar10", seed=0, limit=TEST).valid
-        for ratio in RATIOS:
-            for name, prune in WAYS.items():
-                if (name, ratio, seed) in found:
-                    continue
-                before = accuracy(dense, test) if before is None else before
-                begun = time.monotonic()
-                model = prune(copy.deepcopy(network), ratio)
-                fine_tune(model, train, seed)
-                record = {
-                    "way": name, "ratio": ratio, "seed": seed,
-                    "achieved": WHOLE / macs_of(model),
-                    "params": sum(each.numel() for each in model.parameters()) / params,
-                    "accuracy": accuracy(model, test), "accuracy_dense": before,
-                    "seconds": round(time.monotonic() - begun, 1), **about,
-                }  # fmt: skip
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(json.dumps({k: v for k, v in record.items() if k not in about}), flush=True)
+        for (name, prune), ratio in itertools.product(WAYS.items(), RATIOS):
+            begun, key = time.monotonic(), (name, ratio)
+            if key not in pruned:
+                pruned[key] = prune(copy.deepcopy(network), ratio)
+            if (name, ratio, seed) in found:
+                continue
+            if key not in early:
+                early[key] = accuracy(settled(pruned[key], train), test)
+            before = accuracy(dense, test) if before is None else before
+            model = copy.deepcopy(pruned[key])
+            fine_tune(model, train, seed)
+            peer = pruned.get((name.replace("Torch-Pruning", "secateur"), ratio), model)
+            record = {
+                "way": name, "ratio": ratio, "seed": seed,
+                "achieved": WHOLE / macs_of(model),
+                "params": sum(each.numel() for each in model.parameters()) / params,
+                "same_channels": same(pruned[key], peer, network),
+                "accuracy_early": early[key],
+                "accuracy": accuracy(model, test), "accuracy_dense": before,
+                "seconds": round(time.monotonic() - begun, 1), **about,
+            }  # fmt: skip
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(json.dumps({k: v for k, v in record.items() if k not in about}), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ X, GAMMA, TAYLOR = made(7, (1, 1, 4, 1, 1)).abs(), made(8, (1, 6, 1, 1, 1)), mad
     1, 6, 1, 1, 1)).abs()  # fmt: skip
 SURGEON, GONE, FISHER_SURGEON = made(16), made(17).abs(), made(18)
 GREEDY, LASSO = (made(seed, (1, 1, 4, 1, 1)).abs() for seed in (19, 20))
-LEARNED, MASKED = made(21), made(22)
+LEARNED, MASKED, MASSES = made(21), made(22), made(27).abs()
 BLOCK, WITHOUT = (made(seed, (1, 1, 1, 1, 1)).abs() for seed in (23, 24))
 SCALES, CARRIED = (made(seed, (1, 6, 1, 1, 1)).abs() for seed in (25, 26))
 HG, FLOW, SPREAD = made(10), made(11).abs(), made(12, (1, 1, 4, 1, 1)).abs()
@@ -37,7 +37,7 @@ EVIDENCE = Evidence(
     W, W0, PREVIOUS, G, F.abs(), H, X, TAYLOR, GAMMA, hessian_gradient=HG, synaptic_flow=FLOW,
     surgeon=SURGEON, elimination=GONE, greedy=GREEDY, lasso=LASSO, fisher_surgeon=FISHER_SURGEON,
     learned=LEARNED, masked_gradient=MASKED, block_influence=BLOCK, removal_loss=WITHOUT,
-    scale_taylor=SCALES, propagated=CARRIED,
+    scale_taylor=SCALES, propagated=CARRIED, carried=MASSES,
     input_spread=SPREAD, output_active=ACTIVE, output_rank=RANK, output_independence=APART,
 )  # fmt: skip
 
@@ -88,6 +88,7 @@ ELEMENTS: dict[str, Tensor] = {
     "force": MASKED.abs() * W.abs(),
     "nisp": CARRIED.expand(SHAPE),
     "gate_taylor": SCALES.expand(SHAPE),
+    "group_magnitude": MASSES,
     "block_influence": BLOCK.expand(SHAPE),
     "removal_loss": WITHOUT.expand(SHAPE),
     "gblm": W.abs() * (X + 100 * F.abs().sqrt()),
