@@ -142,12 +142,13 @@ def test_two_processes_share_the_images_and_agree(tmp_path: Path) -> None:
 
 
 def test_study_lists_its_cells_without_running_them(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("techniques: {a: one_cycle}\nseeds: [4]\n")
+    label = "a technique whose label is longer than the eighty characters of many a terminal"
+    (tmp_path / "mine.yaml").write_text(f"techniques: {{{label}: one_cycle}}\nseeds: [4]\n")
     done = secateur("study", "mine.yaml", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line.partition("  ")[2] for line in done.stdout.splitlines()] == [
         "dense, cnn on digits, seed 4",
         "random weight, sparsity 0.9, cnn on digits, seed 4",
-        "a, sparsity 0.9, cnn on digits, seed 4",
+        f"{label}, sparsity 0.9, cnn on digits, seed 4",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]

@@ -295,7 +295,8 @@ def study(
     found = Study.read(file)
     if dry_run:
         for cell in found.cells:
-            console.print(f"{cell.name}  {cell.words()}", markup=False, highlight=False)
+            line = f"{cell.name}  {cell.words()}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     out = out or Path("runs") / file.stem
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -159,13 +160,14 @@ def study_watcher(progress: Progress) -> Any:
                 self.note(f"{done} of {total} cells were finished before")
 
         def finished(self, cell: Any, record: dict[str, Any], left_seconds: float) -> None:
-            progress.update(self.task, advance=1, left=f"about {_duration(left_seconds)} left")
+            progress.update(self.task, advance=1, left=_left(left_seconds))
             self._say(
                 f"{cell.words()}: accuracy {record['accuracy']:.4f} "
                 f"({_duration(record['wall_seconds'])})"
             )
 
-        def failed(self, cell: Any, reason: str) -> None:
+        def failed(self, cell: Any, reason: str, left_seconds: float) -> None:
+            progress.update(self.task, left=_left(left_seconds))
             self._say(f"failed: {cell.words()}: {reason}")
 
         def note(self, text: str) -> None:
@@ -175,6 +177,11 @@ def study_watcher(progress: Progress) -> Any:
             progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     return Shown()
+
+
+def _left(seconds: float) -> str:
+    """Say how long it will take; nothing where no cell is finished that could tell."""
+    return "" if math.isnan(seconds) else f"about {_duration(seconds)} left"
 
 
 def _duration(seconds: float) -> str:

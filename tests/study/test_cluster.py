@@ -76,7 +76,7 @@ def test_a_worker_that_dies_is_told_and_the_next_study_goes_on(
     seen: list[str] = []
 
     class Watcher(StudyWatcher):
-        def failed(self, cell: Any, reason: str) -> None:
+        def failed(self, cell: Any, reason: str, left_seconds: float) -> None:
             seen.append(reason)
 
     first = run_study(study, "out", backend=OnRay(cluster), watcher=Watcher())

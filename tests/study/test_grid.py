@@ -164,8 +164,9 @@ def test_mistakes_are_quoted(text, said, tmp_path):
 def test_what_is_no_study_file_is_refused(content, tmp_path):
     (tmp_path / "a.yaml").write_bytes(content)
     for path in (tmp_path / "a.yaml", tmp_path / "missing.yaml", tmp_path):
-        with pytest.raises(SecateurError, match=path.name):
+        with pytest.raises(SecateurError, match=path.name) as caught:
             Study.read(path)
+        assert str(caught.value).count(path.name) == 1
 
 
 @given(st.text(max_size=200))

@@ -59,7 +59,8 @@ class Watcher(StudyWatcher):
     def finished(self, cell: Any, record: dict[str, Any], left_seconds: float) -> None:
         self.left.append(left_seconds)
 
-    def failed(self, cell: Any, reason: str) -> None:
+    def failed(self, cell: Any, reason: str, left_seconds: float) -> None:
+        self.left.append(left_seconds)
         self.failures.append(reason)
 
     def note(self, text: str) -> None:
@@ -142,6 +143,7 @@ def test_a_failed_cell_does_not_stop_the_others(grid, tmp_path):
         (grid.cells[3].name, "no head in <cnn>")
     ]
     assert watcher.failures == ["no head in <cnn>"]
+    assert watcher.left == sorted(watcher.left, reverse=True) and watcher.left[-1] == 0
     assert "no head in &lt;cnn&gt;" in result.page.read_text()
     again = Backend()
     assert run_study(grid, tmp_path, backend=again).failures == ()

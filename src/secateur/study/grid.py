@@ -66,7 +66,8 @@ class Study:
                 raise SecateurError(f"{path} is larger than {_LARGEST_FILE:,} bytes: no study file")
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SecateurError(f"{path} cannot be read as a study: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise SecateurError(f"{path} cannot be read as a study: {reason}") from error
         try:
             return cls.parse(text)
         except SecateurError as error:

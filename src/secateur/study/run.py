@@ -31,8 +31,8 @@ class StudyWatcher:
     def finished(self, cell: Cell, record: dict[str, Any], left_seconds: float) -> None:
         """Note a finished cell, and an estimate of the seconds that are left."""
 
-    def failed(self, cell: Cell, reason: str) -> None:
-        """Note a cell without a result."""
+    def failed(self, cell: Cell, reason: str, left_seconds: float) -> None:
+        """Note a cell without a result, and an estimate of the seconds that are left."""
 
     def note(self, text: str) -> None:
         """Say something that the user should know."""
@@ -134,7 +134,7 @@ class _Progress:
             cell = outcome.cell
             if outcome.record is None:
                 self.failures[cell.name] = cell, outcome.reason
-                self.watcher.failed(cell, outcome.reason)
+                self.watcher.failed(cell, outcome.reason, self.left())
                 if outcome.disk:
                     raise store.DiskError(
                         f"stopped at the cell {cell.words()}: {outcome.reason}; finished cells are "
