@@ -69,7 +69,7 @@ def compress(
     latency: Annotated[
         float | None, typer.Option(help="Share of the measured time that stays (whole channels)")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of training")] = 10,
+    epochs: Annotated[int, typer.Option(help="Epochs of training; 0 only prunes trained weights")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images per step")] = 64,
     learning_rate: Annotated[
         float | None, typer.Option(help="Highest rate [default: 0.002, fine-tuning 0.0005]")
@@ -92,6 +92,9 @@ def compress(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Do not prune layers that match (repeatable)")
     ] = None,
+    round_to: Annotated[
+        int, typer.Option(help="Keep widths at multiples of this (8 or 16 for ONNX Runtime)")
+    ] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the results")] = Path("runs/compress"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run in --out")
@@ -107,7 +110,7 @@ def compress(
     settings = Settings(
         model, data, technique, sparsity, params, macs, bytes_, latency, epochs, batch_size,
         learning_rate, seed, size, limit, weights, pretrained, baseline, tuple(include or ()),
-        tuple(exclude or ()),
+        tuple(exclude or ()), round_to,
     )  # fmt: skip
     command = shlex.join(["secateur", *sys.argv[1:]])
     try:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from structure.image_blocks import IMAGE_BLOCKS
-from structure.random_networks import Plan, build, inputs_of, plan_of, plans
+from structure.random_networks import Part, Plan, build, inputs_of, plan_of, plans
 from structure.token_blocks import TOKEN_BLOCKS
 from testers import RemovalTester, choose_axes
 
@@ -46,6 +46,18 @@ def test_a_random_network_computes_what_it_did(plan: Plan, seed: int, share: flo
     again = choose_axes(model, inputs, seed + 1, share)
     if again.gone and seed % 3 == 0:
         RemovalTester().check(model, inputs, again, others)
+
+
+def test_the_last_pair_of_heads_of_a_grafted_attention() -> None:
+    """Views may be left out where one index stays, and yet one may be where the code fails."""
+    options = (("made", "grouped query"), ("norm", "none"), ("heads", 4), ("width", 3),
+               ("fused", False), ("bias", True))  # fmt: skip
+    plan = Plan("words", (Part("attention", options), Part("mixer", (("hidden", 6),))), width=8)
+    model, inputs = build(plan), inputs_of(plan)
+    RemovalTester().check(model, inputs, choose_axes(model, inputs, 9999, 0.4))
+    again = choose_axes(model, inputs, 10000, 0.4)
+    assert again.gone["blocks.0.query[0]"] == [0]
+    RemovalTester().check(model, inputs, again)
 
 
 @pytest.mark.parametrize("name", [*IMAGE_BLOCKS, *TOKEN_BLOCKS])

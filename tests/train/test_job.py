@@ -304,3 +304,23 @@ def test_what_pytorch_raises_on_a_full_disk_is_told_as_one(
     words = "an error of the user's own model"
     with pytest.raises(RuntimeError, match="own model"):
         compress(settings, tmp_path, overwrite=True)
+
+
+def test_widths_stay_even_where_that_is_asked_for(tmp_path: Path) -> None:
+    technique = "filter | local | magnitude | one_shot"
+    kinds = {}
+    for round_to in (1, 8):
+        settings = small(technique=technique, sparsity=None, macs=0.6, round_to=round_to)
+        metrics = compress(settings, tmp_path / str(round_to))
+        kept = load_file(tmp_path / str(round_to) / "model.safetensors")
+        widths = [len(each) for name, each in kept.items() if each.ndim == 4]
+        kinds[round_to] = widths, any("multiples of 8" in note for note in metrics["notes"])
+    assert any(width % 8 for width in kinds[1][0])
+    assert kinds[1][1]
+    assert not any(width % 8 for width in kinds[8][0])
+    assert not kinds[8][1]
+
+
+def test_a_width_of_no_multiple_is_refused() -> None:
+    with pytest.raises(SecateurError, match="round to is 0"):
+        small(round_to=0)

@@ -22,7 +22,7 @@ from secateur.structure.infer import infer
 from secateur.structure.nesting import each_of
 from secateur.structure.readings import Readings
 from secateur.structure.record import record
-from secateur.structure.recording import Recording
+from secateur.structure.recording import Failure, Recording
 from secateur.structure.removal import Removal
 from secateur.structure.rules import Findings, arguments_of, operator_name
 from secateur.structure.surgery import Undo, set_attributes
@@ -257,18 +257,26 @@ def departs(
             return Fault(run, node, problem, dims=_other_dims(node, other, findings, removal))
     if actual.failure is not None:
         said = (str(actual.failure.error).strip().splitlines() or ["it ends early"])[0]
-        return Fault(run, missing or expected[-1], said[:200]) if expected else None
-    if run.real or not expected or (missing is None and not further):
+        blamed = _failing(run, missing or expected[-1:], actual.failure)
+        return Fault(run, blamed, said[:200]) if blamed is not None else None
+    if run.real or not expected or (not missing and not further):
         return None
     return Fault(run, expected[-1], "the code goes on differently")
 
 
+def _failing(run: Run, missing: Sequence[fx.Node], failure: Failure) -> fx.Node | None:
+    """Return the operator at which a pass failed: of those it may have been, the module's own."""
+    own = (node for node in missing if run.recording.module(node) == failure.module)
+    return next(own, missing[-1] if missing else None)
+
+
 def _aligned(
     expected: Sequence[fx.Node], found: Sequence[fx.Node], needless: Collection[str]
-) -> tuple[list[tuple[fx.Node, fx.Node]], fx.Node | None, bool]:
+) -> tuple[list[tuple[fx.Node, fx.Node]], list[fx.Node], bool]:
     """Pair operators in order; the ``needless`` ones may be absent on either side.
 
-    Returns the first operator that has no counterpart, and whether more were found than expected.
+    Returns the first operator that must have a counterpart and has none, after the needless ones
+    before it, and whether more were found than expected.
     """
 
     def spared(node: fx.Node) -> bool:
@@ -285,8 +293,9 @@ def _aligned(
             one += 1
         else:
             other += 1
-    rest = [node for node in expected[one:] if not spared(node)]
-    missing = next(iter(rest), None)
+    rest = list(expected[one:])
+    needed = next((place for place, node in enumerate(rest) if not spared(node)), None)
+    missing = [] if needed is None else rest[: needed + 1]
     further = any(not spared(node) for node in found[other:])
     return pairs, missing, further
 

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,7 @@ class _Run:
             data=_calibration(self.data.train, self.settings.batch_size),
             # Trained before, where nothing else was: it has something to teach by then.
             teacher=self.dense if self.settings.distils else None,
+            round_to=self.settings.round_to,
             seed=self.settings.seed,
             **self.settings.budget(),  # type: ignore[arg-type]
         )
@@ -287,6 +288,21 @@ class _Run:
             f"{before.macs:,} MACs are left; it differs from the masked network by "
             f"{result.difference:.1g} (relative)",
             *result.notes,
+            *self._uneven(result.removed),
+        ]
+
+    def _uneven(self, removed: Mapping[str, Collection[int]]) -> list[str]:
+        """Say where a width that was a multiple of 8 is none any more: that costs time."""
+        structure = self.sparsifier.structure
+        if structure is None or self.settings.found_technique.granularity.head:
+            return []
+        even = [axis for axis in structure.axes if axis.name in removed and axis.size % 8 == 0]
+        count = sum((axis.size - len(removed[axis.name])) % 8 != 0 for axis in even)
+        if not count:
+            return []
+        return [
+            f"{count} of {len(even)} widths are no multiples of 8 any more, and runtimes such as "
+            "ONNX Runtime are slower with those: round_to 8 or 16 (--round-to) keeps them even"
         ]
 
     def _budget(self) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
-from secateur.sparsify import Budget, lacks
+from secateur.sparsify import Budget, lacks, refuse_untrained
 from secateur.technique import Technique
 from secateur.technique.catalogue import find_technique
 
@@ -24,6 +24,8 @@ class Settings:
     (share that goes), ``params``, ``macs``, ``bytes`` and ``latency`` (shares that stay) is
     given. ``weights`` is a safetensors file to start from; with it, or ``pretrained``, the network
     is fine-tuned and compared with what it was; without, with the same network trained dense.
+    ``epochs`` 0 prunes such a network and trains nothing.
+    ``round_to`` keeps the widths of what is shrunk at multiples of a number.
     """
 
     model: str = "cnn"
@@ -45,10 +47,14 @@ class Settings:
     baseline: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    round_to: int = 1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise SecateurError(f"epochs is {self.epochs}: expected at least 1")
+        if self.epochs < 1 and not (self.epochs == 0 and self.tunes):
+            raise SecateurError(
+                f"epochs is {self.epochs}: expected at least 1, or 0 for a network with trained "
+                "weights (--weights, --pretrained)"
+            )
         if self.batch_size < 2:
             raise SecateurError(f"batch size is {self.batch_size}: expected at least 2, as batch "
                                 "norms cannot train on one image")  # fmt: skip
@@ -56,12 +62,16 @@ class Settings:
             raise SecateurError(f"seed is {self.seed}: expected 0 to {2**32 - 1}")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 10:
             raise SecateurError(f"learning rate is {self.learning_rate}: expected 0 < rate <= 10")
+        if self.round_to < 1:
+            raise SecateurError(f"round to is {self.round_to}: expected at least 1")
         if self.weights and self.pretrained:
             raise SecateurError("give weights or pretrained, not both")
         technique = find_technique(self.technique)
         missing = lacks(technique)
         if missing:
             raise SecateurError(f"'{self.technique}' cannot run yet: it needs {'; '.join(missing)}")
+        if self.epochs == 0:
+            refuse_untrained(technique)
         if self.distils and not (self.tunes or self.baseline):
             raise SecateurError(
                 f"'{self.technique}' learns from a teacher, and there is none without a baseline: "
