@@ -69,7 +69,9 @@ def compress(
     latency: Annotated[
         float | None, typer.Option(help="Share of the measured time that stays (whole channels)")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of training; 0 only prunes trained weights")] = 10,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs of training; 0 only prunes trained weights")
+    ] = 10,
     batch_size: Annotated[int, typer.Option(help="Images per step")] = 64,
     learning_rate: Annotated[
         float | None, typer.Option(help="Highest rate [default: 0.002, fine-tuning 0.0005]")

@@ -164,6 +164,7 @@ def test_resume_refuses_other_settings_and_damage(tmp_path: Path) -> None:
         ({"technique": f"{DISTILLED}"}, "learns from a teacher"),
         ({"sparsity": 0.5, "macs": 0.5}, "one budget"),
         ({"epochs": 0}, "at least 1"),
+        ({"epochs": 0, "weights": "w.safetensors", "technique": "rigl"}, "no training"),
         ({"data": "digit"}, "digits"),
         ({"model": "resnet81"}, "unknown model"),
         ({"exclude": ("nothing*",)}, "matches no prunable layer"),
@@ -190,6 +191,20 @@ def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.json").read_text() == before
     compress(small(epochs=1, seed=1), tmp_path, overwrite=True)
     assert (tmp_path / "metrics.json").read_text() != before
+
+
+def test_without_epochs_trained_weights_are_pruned_and_not_trained(
+    tmp_path: Path, demo: tuple[Path, dict[str, Any]]
+) -> None:
+    start = demo[0] / "model.safetensors"
+    settings = Settings(epochs=0, weights=str(start), sparsity=0.95)
+    metrics = compress(settings, tmp_path)
+    assert metrics["achieved"]["sparsity"] == pytest.approx(0.95, abs=1e-4)
+    assert metrics["before"]["accuracy"] == demo[1]["after"]["accuracy"]
+    assert metrics["before"]["loss"] < metrics["after"]["loss"]
+    before, after = load_file(start), load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(after[name], old * (after[name] != 0)) for name, old in before.items())
+    assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
 # Every record runs in tests/sparsify/test_catalogue_runs.py; these go the whole way from settings

@@ -3,6 +3,7 @@
 from secateur.sparsify.attachment import check_length
 from secateur.sparsify.budget import CURRENCIES, Budget
 from secateur.sparsify.capabilities import lacks
+from secateur.sparsify.clashes import refuse_untrained
 from secateur.sparsify.describe import LayerDescription, describe_layers
 from secateur.sparsify.listing import KINDS, listing
 from secateur.sparsify.report import Report
@@ -21,4 +22,5 @@ __all__ = [
     "describe_layers",
     "lacks",
     "listing",
+    "refuse_untrained",
 ]

@@ -93,7 +93,7 @@ class Phase:
             self.optimizer.optimizer, lambda step: rate_at(step, total)
         )
         self.sparsifier = make_sparsifier(self.network) if make_sparsifier else None
-        if self.sparsifier is not None:
+        if self.sparsifier is not None and self.total:
             check_length(self.sparsifier.technique, self.total)
         self.progress = Progress()
         self._random: Mapping[str, Any] | None = None
@@ -127,9 +127,14 @@ class Phase:
     def run(self, watcher: Watcher) -> Iterator[int]:
         """Train to the end, yielding the number of steps done after each step and each epoch.
 
-        At a yield the state is whole, so that it can be saved and the training left.
+        At a yield the state is whole, so that it can be saved and the training left. Without
+        epochs the network is pruned at once.
         """
         per_epoch = len(self.train)
+        if self.sparsifier is not None and not self.total:
+            self.network.eval()
+            self.sparsifier.step(1.0)
+            return
         if self.sparsifier is not None:
             self.sparsifier.attach(
                 self.optimizer, self.total, steps_per_epoch=per_epoch, scheduler=self.scheduler
