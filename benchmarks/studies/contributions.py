@@ -14,7 +14,8 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def main() -> None:
     for name in ("schedule", "criteria", "context", "context_tuned"):
         if (raw / name / "results.jsonl").is_file():
             of_study(name, raw / name, pages)
+    if (raw / "criteria" / "results.jsonl").is_file():
+        fill(pages, "criteria contrast", criteria_contrast(read(raw / "criteria")))
     if (raw / "features" / "results.jsonl").is_file():
         of_features(read(raw / "features"), pages)
     if (raw / "variety" / "results.jsonl").is_file():
@@ -80,7 +83,6 @@ def of_study(name: str, folder: Path, pages: Path) -> None:
     """Draw the curves of a study and print its tables."""
     study, records = Study.read(HERE / f"{name}.yaml"), read(folder)
     summary = summarise(study, records)
-    look = styles(summary.panels)
     for panel in summary.panels:
         groups = {""}
         if name.startswith("context"):
@@ -91,43 +93,53 @@ def of_study(name: str, folder: Path, pages: Path) -> None:
             title = " ".join(filter(None, [name, panel.model, group]))
             path = pages / f"{title.replace(' ', '_')}.svg"
             measure = "macs_left" if name == "criteria" else "params_left"
-            path.write_text(_document(_curves(part, measure, look)), encoding="utf-8")
+            path.write_text(_document(_curves(part, measure)), encoding="utf-8")
             reference = study.reference if not group else f"{group}, local"
-            fill(pages, title, curve_table(part, reference))
+            fill(pages, title, curve_table(part, reference, bool(group)))
 
 
-def curve_table(panel: Panel, reference: str) -> str:
-    """Compare whole curves with the reference's: mean accuracy over the budgets, seed by seed."""
+def curve_table(panel: Panel, reference: str, macs: bool) -> str:
+    """Compare whole curves with the reference's: mean accuracy over the budgets, seed by seed.
+
+    With ``macs`` the table says what is left of the multiply-accumulates.
+    """
     curves: dict[str, dict[int, float]] = {}
+    left: dict[str, list[str]] = {}
     points: dict[str, list[str]] = {}
     for row in panel.rows:
         if row.role == "dense":
             continue
         points.setdefault(row.technique, []).append(f"{row.accuracy.mean:.3f}")
+        left.setdefault(row.technique, []).append(f"{row.left['macs_left'].mean:.2f}")
         for seed, value in row.accuracies.items():
             curves.setdefault(row.technique, {}).setdefault(seed, 0.0)
             curves[row.technique][seed] += value
     counts = {name: len(each) for name, each in points.items()}
     means = {name: {seed: total / counts[name] for seed, total in each.items()}
              for name, each in curves.items()}  # fmt: skip
-    return _table(points, means, reference)
+    return _table(points, means, reference, left if macs else None)
 
 
 def _table(
-    points: Mapping[str, Sequence[str]], means: Mapping[str, Mapping[int, float]], reference: str
+    points: Mapping[str, Sequence[str]],
+    means: Mapping[str, Mapping[int, float]],
+    reference: str,
+    macs: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     others = [name for name in means if name != reference]
     found = {name: paired(means[name], means[reference]) for name in others}
     adjusted = dict(
         zip(others, holm([each.p if each else None for each in found.values()]), strict=True)
     )
-    lines = ["| technique | accuracy at the budgets | mean of the curve | against "
+    more = ("MACs left there | ", "--- | ") if macs else ("", "")
+    lines = [f"| technique | accuracy at the budgets | {more[0]}mean of the curve | against "
              f"{reference}, 95 % interval | p, corrected | |",
-             "| --- | --- | ---: | --- | ---: | --- |"]  # fmt: skip
+             f"| --- | --- | {more[1]}---: | --- | ---: | --- |"]  # fmt: skip
     for name, each in means.items():
         mean = interval(list(each.values()))
         half = "" if mean.half is None else f" ± {mean.half:.3f}"
-        cells = [name, " · ".join(points[name]), f"{mean.mean:.3f}{half}"]
+        cells = [name, " · ".join(points[name]), *([" · ".join(macs[name])] if macs else []),
+                 f"{mean.mean:.3f}{half}"]  # fmt: skip
         test, p = found.get(name), adjusted.get(name)
         cells += ["", "", "the reference"] if name == reference else _verdict(test, p)
         lines.append("| " + " | ".join(cells) + " |")
@@ -143,28 +155,29 @@ def _verdict(test: Paired | None, p: float | None) -> list[str]:
     verdict = "no difference seen"
     if differs:
         verdict = "above" if test.difference.mean > 0 else "below"
-    shown = "–" if p is None else f"{p:.4f}"
+    shown = "–" if p is None else f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
     return [f"{test.difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]", shown, verdict]
 
 
-def _curves(panel: Panel, measure: str, look: Mapping[str, Any]) -> str:
+def _curves(panel: Panel, measure: str) -> str:
     label = f"Accuracy over what is left, {panel.model} on {panel.data}."
+    look = styles([panel])
     with drawing(f"{measure}-{panel.model}", label, WIDE * 0.72, 3.4) as (figure, svg):
         axes = figure.add_subplot()
-        names = list(dict.fromkeys(row.technique for row in panel.rows))
+        names = list(dict.fromkeys(row.technique for row in panel.rows if row.role != "dense"))
         every: list[float] = []
         every_height = [panel.dense.accuracy.mean] if panel.dense is not None else []
         if panel.dense is not None:
             axes.axhline(panel.dense.accuracy.mean, color=COLOURS["dense"], lw=1.3, label="dense")
-        for name in names:
+        least = min(row.left[measure].mean for row in panel.rows)
+        for number, name in enumerate(names):
             style, curve = look[name], panel.curve(name)
-            if panel.dense is not None and name == panel.dense.technique:
-                continue
-            places = [row.left[measure].mean for row in curve]
+            places = [row.left[measure].mean * _aside(number, len(names), least) for row in curve]
             heights = [row.accuracy.mean for row in curve]
-            every += places
-            every_height += heights
             errors = [row.accuracy.half or 0.0 for row in curve]
+            every += places
+            every_height += [h + sign * e for h, e in zip(heights, errors, strict=True)
+                             for sign in (-1, 1)]  # fmt: skip
             axes.errorbar(
                 places, heights, yerr=errors, color=style.colour, marker=style.marker, ms=4.5,
                 lw=1.5, elinewidth=0.8, ls=(0, (3, 2)) if style.dashed else "-", label=name,
@@ -173,6 +186,14 @@ def _curves(panel: Panel, measure: str, look: Mapping[str, Any]) -> str:
         _finish(axes, "share of multiply-accumulates left" if "macs" in measure else
                 "share of parameters left", every, every_height)  # fmt: skip
     return svg[0]
+
+
+def _aside(number: int, count: int, least: float) -> float:
+    """Return a factor that moves a curve a little, so that intervals at one place part.
+
+    On an axis from ``least`` to one, the curves of a place stand 0.5 % of its width apart.
+    """
+    return float((1 / least) ** (0.005 * (number - (count - 1) / 2)))
 
 
 def _finish(axes: Any, label: str, places: Iterable[float], heights: Sequence[float]) -> None:
@@ -184,7 +205,7 @@ def _finish(axes: Any, label: str, places: Iterable[float], heights: Sequence[fl
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     low, high = min(heights), max(heights)
-    margin = 0.12 * (high - low) + 0.01
+    margin = 0.06 * (high - low) + 0.01
     axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin))
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy")
@@ -280,14 +301,18 @@ def _feature_curves(task: str, records: Sequence[Record]) -> str:
         )  # fmt: skip
         every: list[float] = []
         every_height = [interval([r["accuracy"] for r in dense]).mean]
+        least = min(r["params"] for r in records) / whole
         for number, method in enumerate(METHODS):
             mine = [r for r in records if r["method"] == method]
             budgets = sorted({r["budget"] for r in mine})
             groups = [[r for r in mine if r["budget"] == budget] for budget in budgets]
-            places = [interval([r["params"] for r in group]).mean / whole for group in groups]
+            aside = _aside(number, len(METHODS), least)
+            places = [interval([r["params"] for r in group]).mean / whole * aside
+                      for group in groups]  # fmt: skip
             found = [interval([r["accuracy"] for r in group]) for group in groups]
             every += places
-            every_height += [each.mean for each in found]
+            every_height += [end for each in found for end in (each.low, each.high)
+                             if end is not None]  # fmt: skip
             axes.errorbar(
                 places, [each.mean for each in found], yerr=[each.half or 0.0 for each in found],
                 color=COLOURS[f"series{number + 1}"], marker="os^Dv"[number], ms=4.5, lw=1.5,
@@ -299,6 +324,8 @@ def _feature_curves(task: str, records: Sequence[Record]) -> str:
 
 def of_variety(records: Sequence[Record], pages: Path) -> None:
     """Print what became of filters chosen by what they resemble in."""
+    dense = interval([r["accuracy"] for r in records if r["criterion"] == "dense"])
+    said = f"Dense: {dense.mean:.3f} ± {dense.half or 0:.3f}.\n\n"
     records = [record for record in records if record["criterion"] != "dense"]
     names = {
         " of ".join(filter(None, [r["variety"] and f"variety ({r['variety']})", r["criterion"]])): (
@@ -317,13 +344,49 @@ def of_variety(records: Sequence[Record], pages: Path) -> None:
                 for seed, value in values.items():
                     row = means.setdefault(name, {})
                     row[seed] = row.get(seed, 0.0) + value / len(shares)
-        fill(pages, f"variety {measure}", _table(points, means, "magnitude"))
+        fill(pages, f"variety {measure}", said + _table(points, means, "magnitude"))
     lines = ["| | alike by weights | alike by activations |", "| --- | ---: | ---: |"]
     for name, key in names.items():
         mine = [r for r in records if (r["criterion"], r["variety"]) == key]
         found = [interval([r["alike"][kind] for r in mine]) for kind in ("weights", "activations")]
         lines.append(f"| {name} | {found[0].mean:.3f} | {found[1].mean:.3f} |")
     fill(pages, "variety alike", "\n".join(lines))
+    fill(pages, "variety contrast", variety_contrast(records))
+
+
+def variety_contrast(records: Sequence[Record]) -> str:
+    """Test variety by weights against none, averaged over criteria and budgets, seed by seed."""
+    measures: dict[str, Callable[[Record], float]] = {
+        "accuracy, tuned": lambda record: record["tuned"],
+        "accuracy, ticket": lambda record: record["ticket"],
+        "alike by weights": lambda record: record["alike"]["weights"],
+        "alike by activations": lambda record: record["alike"]["activations"],
+    }
+    criteria = ("magnitude", "movement", "taylor")
+    count = len(criteria) * len({record["kept"] for record in records})
+    rows = []
+    for label, value in measures.items():
+        with_it, without = (
+            [r for r in records if r["variety"] == kind and r["criterion"] in criteria]
+            for kind in ("weights", "")
+        )
+        rows.append((label, _averaged(with_it, count, value), _averaged(without, count, value)))
+    return _pairs(rows)
+
+
+def criteria_contrast(records: Sequence[Record]) -> str:
+    """Test each criterion with variety against without, averaged over budgets, seed by seed."""
+    budgets = len({record["budget"] for record in records} - {None, 0.0})
+    criteria = ("magnitude", "movement", "taylor")
+
+    def curve(names: Collection[str]) -> dict[int, float]:
+        mine = [record for record in records if record["technique"] in names]
+        return _averaged(mine, budgets * len(names), itemgetter("accuracy"))
+
+    rows = [(f"variety of {name}, against {name}", curve({f"variety of {name}"}), curve({name}))
+            for name in criteria]  # fmt: skip
+    varied = curve({f"variety of {name}" for name in criteria})
+    return _pairs([*rows, ("all three, against all three", varied, curve(set(criteria)))])
 
 
 PAIRS = (
@@ -348,28 +411,46 @@ def resnet56_table(records: Sequence[Record]) -> str:
             found = interval([r["accuracy"] for r in mine])
             lines.append(
                 f"| {way} | {ratio}x | {mine[0]['achieved']:.2f}x | {mine[0]['params']:.3f} | "
-                f"{mine[0]['accuracy_early']:.3f} | {found.mean:.3f} ± {found.half or 0:.3f} |"
+                f"{mine[0]['accuracy_early']:.3f} | {found.mean:.3f}"
+                f"{'' if found.half is None else f' ± {found.half:.3f}'} |"
             )
     return "\n".join(lines)
 
 
 def resnet56_pairs(records: Sequence[Record]) -> str:
     """Test ways against each other: accuracy averaged over the ratios, seed by seed."""
-    means: dict[str, dict[int, float]] = {}
-    for way in dict.fromkeys(record["way"] for record in records):
-        for seed in {record["seed"] for record in records}:
-            mine = [r["accuracy"] for r in records if (r["way"], r["seed"]) == (way, seed)]
-            means.setdefault(way, {})[seed] = sum(mine) / len(mine)
-    found = [paired(means[one], means[other]) for one, other in PAIRS]
-    adjusted = holm([each.p if each else None for each in found])
-    lines = ["| | same channels | difference, 95 % interval | p, corrected | |",
-             "| --- | ---: | --- | ---: | --- |"]  # fmt: skip
-    for (one, other), test, p in zip(PAIRS, found, adjusted, strict=True):
+    ratios = {record["ratio"] for record in records}
+    means = {
+        way: _averaged([r for r in records if r["way"] == way], len(ratios), itemgetter("accuracy"))
+        for way in dict.fromkeys(record["way"] for record in records)
+    }
+    rows = []
+    for one, other in PAIRS:
+        if one not in means or other not in means:
+            continue
         alike = [r["same_channels"] for r in records if r["way"] == other]
-        shown = f"{100 * min(alike):.0f} %" if "Torch" in other else ""
-        lines.append(
-            f"| {one}, against {other} | {shown} | " + " | ".join(_verdict(test, p)) + " |"
-        )
+        shown = f" ({100 * min(alike):.0f} % the same channels)" if "Torch" in other else ""
+        rows.append((f"{one}, against {other}{shown}", means[one], means[other]))
+    return _pairs(rows)
+
+
+def _averaged(
+    records: Sequence[Record], count: int, value: Callable[[Record], float]
+) -> dict[int, float]:
+    """Return each seed's mean value, of the seeds that have as many records."""
+    found: dict[int, list[float]] = {}
+    for record in records:
+        found.setdefault(record["seed"], []).append(value(record))
+    return {seed: sum(all_) / count for seed, all_ in found.items() if len(all_) == count}
+
+
+def _pairs(rows: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]]) -> str:
+    """Return a table of differences, seed by seed, with Holm's correction over its rows."""
+    found = [paired(one, other) for _, one, other in rows]
+    adjusted = holm([each.p if each else None for each in found])
+    lines = ["| | difference, 95 % interval | p, corrected | |", "| --- | --- | ---: | --- |"]
+    for (label, _, _), test, p in zip(rows, found, adjusted, strict=True):
+        lines.append(f"| {label} | " + " | ".join(_verdict(test, p)) + " |")
     return "\n".join(lines)
 
 
