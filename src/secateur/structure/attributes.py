@@ -142,8 +142,14 @@ def _standard(module: nn.Module, path: str, groups: int | None) -> Changes:
         found = {"num_channels": shape[0], "num_groups": groups or module.num_groups}
     elif isinstance(module, nn.PReLU) and shape:
         found = {"num_parameters": shape[0]}
+    elif isinstance(module, nn.EmbeddingBag) and len(shape) == 2:
+        found = {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    elif isinstance(module, nn.Bilinear) and len(shape) == 3:
+        found = {"out_features": shape[0], "in1_features": shape[1], "in2_features": shape[2]}
     elif isinstance(module, nn.RNNBase):
         found = _recurrent(module)
+    elif isinstance(module, nn.RNNCellBase):
+        found = {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
     return {(path, name): value for name, value in found.items() if hasattr(module, name)}
 
 

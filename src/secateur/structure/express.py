@@ -17,10 +17,13 @@ from secateur.errors import SecateurError
 from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal
 from secateur.structure.repair import Fault, Run, again_with_data, repair
-from secateur.structure.rules import Findings
+from secateur.structure.rules import Findings, operator_name
 from secateur.structure.surgery import Undo, made_smaller, zeroed
-from secateur.structure.terms import Pin, Term, flat_terms, leaves
+from secateur.structure.terms import Pin, Term, find, flat_terms, leaves
 from secateur.structure.zeros import Zeros
+
+_PARTING = ("chunk", "split", "split_with_sizes", "unsafe_split", "tensor_split", "slice", "narrow",
+            "glu")  # fmt: skip
 
 
 def pin_what_code_cannot_express(
@@ -115,10 +118,11 @@ class _Prober:
     findings: Findings
     held: Mapping[str, list[Term]]
     graft: bool
+    backwards: bool = False
 
     def attempt(self, chosen: Iterable[Term]) -> _Outcome:
         """Make the leaves that are not pinned smaller for a moment."""
-        removal = _probe([leaf for leaf in chosen if leaf.pinned is None])
+        removal = _probe([leaf for leaf in chosen if leaf.pinned is None], self.backwards)
         if not removal:
             return _Outcome(removal, self.findings)
         runs, findings, real = self.runs, self.findings, self.runs[0].real
@@ -156,13 +160,41 @@ def _refined(found: Iterable[Term]) -> list[Term]:
 
 
 def _settle(prober: _Prober, shrunk: Sequence[Term], blamable: Sequence[Term]) -> None:
-    """Pin leaves among the blamable until the code follows; every round pins at least one."""
+    """Pin leaves among the blamable until the code follows.
+
+    Code that parts an axis in halves rounds one way, and follows if that half happens to be the
+    larger one; so it is tried the other way round too.
+    """
+    ways = [prober, replace(prober, backwards=True)] if _parts_sums(prober) else [prober]
+    followed = 0
+    while followed < len(ways):
+        pinned = _settle_one_way(ways[0], shrunk, blamable)
+        followed = 1 if pinned else followed + 1
+        ways = [*ways[1:], ways[0]]
+
+
+def _parts_sums(prober: _Prober) -> bool:
+    """Whether an operator parts an axis of which the parts may become smaller by themselves."""
+    dims = prober.findings.dims
+    return any(
+        operator_name(node) in _PARTING
+        and any(each.kind == "sum" for each in map(find, flat_terms(dims.get(source))))
+        for run in prober.runs
+        for node in run.recording.steps
+        for source in node.all_input_nodes[:1]
+    )
+
+
+def _settle_one_way(prober: _Prober, shrunk: Sequence[Term], blamable: Sequence[Term]) -> bool:
+    """Pin leaves for one way of making them smaller; return whether any had to be pinned."""
+    pinned = False
     while True:
         shrunk, blamable = _refined(shrunk), _refined(blamable)
         outcome = prober.attempt(shrunk)
         fault = outcome.fault
         if fault is None:
-            return
+            return pinned
+        pinned = True
         blamed = _blamed(prober, outcome, shrunk, set(blamable))
         if blamed:
             for leaf, node in blamed.items():
@@ -196,15 +228,16 @@ def _alike(
     return [culprit, *(leaf for leaf in free if marks.get(leaf) == wanted)]
 
 
-def _probe(free: Sequence[Term]) -> Removal:
+def _probe(free: Sequence[Term], backwards: bool) -> Removal:
     """Make every leaf smaller, leaves of one size by different amounts where there is room."""
     used: dict[int, int] = {}
     kept: dict[Term, Tensor] = {}
     for leaf in free:
         count = used.setdefault(leaf.size, 0)
         used[leaf.size] += 1
-        room = max(1, leaf.size // 3)
-        smaller = max(1, leaf.size - 1 - count % room)
+        room = max(1 + (backwards and leaf.size > 2), leaf.size // 3)
+        less = room - 1 - count % room if backwards else count % room
+        smaller = max(1, leaf.size - 1 - less)
         mask = torch.zeros(leaf.size, dtype=torch.bool)
         mask[:smaller] = True
         kept[leaf] = mask

@@ -7,7 +7,7 @@ with which the code gets further is kept, and where none does, two at a time are
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,9 +62,12 @@ class Readings:
         self.by_path: dict[str, Reading] = {}
         self._builds: dict[tuple[object, ...], list[Reading]] = {}
         for path, module in model.named_modules():
-            if path not in sizes:
+            fixed, options = readings(module, path, sizes.get(path, {}), groups.get(path))
+            if path not in sizes:  # not called, and yet other code may use what it holds
+                fixed = {key: value for key, value in fixed.items()
+                         if getattr(module, key[1]) != value}  # fmt: skip
+            if path not in sizes and not fixed:
                 continue
-            fixed, options = readings(module, path, sizes[path], groups.get(path))
             found = Reading(path, fixed, options, {name: getattr(module, name) for name in options})
             self.by_path[path] = found
             shape = tuple((name, len(values)) for name, values in found.options.items())
@@ -74,6 +77,15 @@ class Readings:
         """Return the new values of all attributes, but for some modules."""
         return {key: value for path, reading in self.by_path.items() if path not in without
                 for key, value in reading.changes.items()}  # fmt: skip
+
+    def read_by(self, path: str, names: Set[str]) -> list[str]:
+        """Return the modules inside of one that have an attribute of such a name to be read."""
+        inside = path + "." if path else ""
+        return [
+            each
+            for each, reading in self.by_path.items()
+            if each != path and each.startswith(inside) and names & reading.options.keys()
+        ]
 
     def improve(self, paths: Iterable[str], progress: Callable[[str], float]) -> bool:
         """Read the first of some modules differently with which the code gets further.

@@ -20,6 +20,7 @@ from secateur.structure.attributes import Changes, own_changes, own_groups
 from secateur.structure.graft import Code, install
 from secateur.structure.infer import infer
 from secateur.structure.nesting import each_of
+from secateur.structure.places import attributes_read_at
 from secateur.structure.readings import Readings
 from secateur.structure.record import record
 from secateur.structure.recording import Failure, Recording
@@ -118,7 +119,9 @@ def repair(
             return Repairs(wanted, None, grafts)
         first.setdefault(_around(fault)[0], fault)
         trial = _Trial(model, fault, findings, removal)
-        paths = [path for path in _around(fault) if path not in grafts]
+        around = _around(fault)
+        inner = choices.read_by(around[0], attributes_read_at(fault.node.meta.get("place", "")))
+        paths = [path for path in (*around, *inner) if path not in grafts]
         improved = choices.improve(paths, trial.progress)
         own.run()
         if not improved:
