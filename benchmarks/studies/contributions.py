@@ -392,10 +392,8 @@ def criteria_contrast(records: Sequence[Record]) -> str:
 PAIRS = (
     ("secateur, local", "Torch-Pruning, local"),
     ("secateur, global", "Torch-Pruning, global"),
-    ("secateur, local, in steps", "Torch-Pruning, local, in steps"),
     ("secateur, local, filters alone", "secateur, local"),
     ("secateur, global", "secateur, local"),
-    ("secateur, local, in steps", "secateur, local"),
 )
 
 
@@ -429,7 +427,7 @@ def resnet56_pairs(records: Sequence[Record]) -> str:
         if one not in means or other not in means:
             continue
         alike = [r["same_channels"] for r in records if r["way"] == other]
-        shown = f" ({100 * min(alike):.0f} % the same channels)" if "Torch" in other else ""
+        shown = f" ({100 * min(alike):.1f} % the same channels)" if "Torch" in other else ""
         rows.append((f"{one}, against {other}{shown}", means[one], means[other]))
     return _pairs(rows)
 

@@ -4,11 +4,10 @@
 
 From the root of the repository, with CIFAR-10 under runs/data/cifar10 and the weights of ResNet-56
 under runs/data/weights, and Torch-Pruning installed. Both libraries start from the same weights and
-score a channel by the sum of squares of all parameters that carry it. Three rules, each by both:
+score a channel by the sum of squares of all parameters that carry it. Two rules, each by both:
 
-- *local*: the same share of every layer goes at once;
-- *global*: what is lowest in the network goes at once, scores divided by their layer's mean;
-- *local, in steps*: as local, little by little, scores renewed in between.
+- *local*: the same share of every layer goes at once,
+- *global*: what is lowest in the network goes at once, scores divided by their layer's mean.
 
 Beside them stands *local, filters alone*, by secateur: as local, by the norms of the filters that
 make a channel, without the norms behind them and the weights that read it.
@@ -93,27 +92,26 @@ def macs_of(model: nn.Module) -> int:
     return observe(model.eval(), lambda: model(EXAMPLE)).macs
 
 
-def by_secateur(technique: str, steps: int = 1) -> Prune:
+def by_secateur(technique: str) -> Prune:
     """Prune to a share of the MACs under a technique."""
 
     def prune(model: nn.Module, ratio: float) -> nn.Module:
         sparsifier = Sparsifier(model, technique, macs=WHOLE / ratio / macs_of(model),
                                 example_inputs=EXAMPLE)  # fmt: skip
-        for step in range(1, steps + 1):
-            sparsifier.step(step / steps)
+        sparsifier.step(1.0)
         shrink(model, sparsifier, EXAMPLE)
         return model
 
     return prune
 
 
-def torch_pruner(model: nn.Module, share: float, whole: bool, steps: int) -> Any:
+def torch_pruner(model: nn.Module, share: float, whole: bool) -> Any:
     """Make a pruner of Torch-Pruning that takes a share of the channels, globally if ``whole``."""
     import torch_pruning as tp  # type: ignore[import-untyped,unused-ignore]
 
     return tp.pruner.BasePruner(
         model, EXAMPLE, importance=tp.importance.GroupMagnitudeImportance(p=2, bias=True),
-        global_pruning=whole, pruning_ratio=share, iterative_steps=steps,
+        global_pruning=whole, pruning_ratio=share, iterative_steps=1,
         ignored_layers=[model.get_submodule("linear")],
     )  # fmt: skip
 
@@ -126,7 +124,7 @@ def by_torch_pruning(whole: bool) -> Prune:
         for _ in range(10):
             share = (low + high) / 2
             tried = copy.deepcopy(model)
-            torch_pruner(tried, share, whole, 1).step()
+            torch_pruner(tried, share, whole).step()
             if macs_of(tried) <= WHOLE / ratio:
                 high, best = share, tried
             else:
@@ -134,14 +132,6 @@ def by_torch_pruning(whole: bool) -> Prune:
         return best
 
     return prune
-
-
-def by_torch_pruning_in_steps(model: nn.Module, ratio: float) -> nn.Module:
-    """Prune with Torch-Pruning little by little until the MACs are as few, as its authors do."""
-    pruner = torch_pruner(model, 0.95, whole=False, steps=400)
-    while macs_of(model) > WHOLE / ratio:
-        pruner.step()
-    return model
 
 
 WAYS: dict[str, Prune] = {
@@ -152,8 +142,6 @@ WAYS: dict[str, Prune] = {
     "secateur, local, filters alone": by_secateur(
         "filter | local | magnitude(reduce=l2) | one_shot"
     ),
-    "secateur, local, in steps": by_secateur("filter | local | group_magnitude | linear", 100),
-    "Torch-Pruning, local, in steps": by_torch_pruning_in_steps,
 }
 
 
@@ -256,11 +244,9 @@ def main() -> None:
     pruned: dict[tuple[str, float], nn.Module] = {}
     early: dict[tuple[str, float], float] = {}
     test = load_data("cifar10:runs/data/cifar10", seed=0, limit=TEST).valid
-    at_once = {name: prune for name, prune in WAYS.items() if "steps" not in name}
-    in_steps = {name: prune for name, prune in WAYS.items() if "steps" in name}
-    for ways, seed in itertools.product((at_once, in_steps), SEEDS):
+    for seed in SEEDS:
         train = load_data("cifar10:runs/data/cifar10", seed=seed, limit=TRAIN).train
-        for (name, prune), ratio in itertools.product(ways.items(), RATIOS):
+        for (name, prune), ratio in itertools.product(WAYS.items(), RATIOS):
             begun, key = time.monotonic(), (name, ratio)
             peer = (name.replace("Torch-Pruning", "secateur"), ratio)
             if key not in pruned:
