@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from secateur.technique.catalogue import find_entry
+
 QUICK = ("--epochs", "1", "--limit", "200", "--no-baseline")
 
 
@@ -114,6 +116,18 @@ def test_describe_says_what_happens_to_each_layer() -> None:
     said = " ".join(re.sub("[^a-z0-9.,]", " ", done.stdout).split())
     assert "each with its part of bn1, layer1.0.conv1, layer1.0.conv2" in said
     assert "spared" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("rigl", False), ("slicegpt", True)])
+def test_describe_tells_of_a_record_where_it_is_from(name: str, lacks: bool) -> None:
+    done = secateur("describe", name)
+    assert done.returncode == 0, done.stderr
+    entry = find_entry(name)
+    assert entry is not None
+    said = " ".join(done.stdout.split())
+    assert said.startswith(f"{entry.title}. {entry.citation.authors}") and entry.summary in said
+    assert str(entry.technique) in said
+    assert ("Cannot run yet: it needs" in said) == lacks
 
 
 def test_inspect_counts() -> None:

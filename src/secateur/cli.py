@@ -171,6 +171,9 @@ def describe(
     entry = find_entry(technique)
     network, example = _network(model, size, channels, classes)
     layers = describe_layers(network, found, example)
+    if entry is not None:
+        console.print(f"{entry.title}. {entry.citation}.", markup=False, highlight=False)
+        console.print(entry.summary, markup=False, highlight=False)
     console.print(str(found), style="bold", markup=False, highlight=False)
     for sentence in found.words():
         console.print(f"  {sentence}", markup=False, highlight=False)

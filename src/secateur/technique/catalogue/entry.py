@@ -116,9 +116,10 @@ def find_technique(text: str, described: bool = False) -> Technique:
     entry = find_entry(text)
     if entry is None:
         names = [entry.name for entry in catalogue()]
+        close = suggestion(text, names).partition("Accepted:")[0]
         raise SecateurError(
-            f"no technique is named '{text}': {suggestion(text, names)}; or write "
-            "'granularity | context | criteria | schedule'"
+            f"no technique is named '{text}': {close}`secateur list techniques` names all "
+            f"{len(names)}; or write 'granularity | context | criteria | schedule'"
         )
     if entry.missing and not described:
         raise SecateurError(

@@ -7,18 +7,16 @@ named by ``secateur.sparsify.lacks``.
 from __future__ import annotations
 
 MISSING: dict[str, str] = {
-    "block_influence": "one minus the cosine of what enters and leaves a layer, as a score",
     "block_training": "training each block alone on the dense block's outputs",
     "blockwise_gradient": "gradients of a block's own output, without the loss",
     "depth_shares": "shares of a budget that rise with a layer's depth",
     "evolved_allocation": "an evolutionary search over allocations of a fixed budget",
     "full_hessian": "the inverse of the whole network's Hessian",
     "half_space_projection": "an optimiser step that projects whole groups onto zero",
-    "hard_concrete": "gates with hard concrete noise, and the expected number of open ones",
-    "input_selection": "removing from the data the input features that nothing reads",
     "joint_granularity": "several granularities pruned at once under one budget",
     "lagrangian": "a multiplier in the loss that holds a target size or shape",
     "latency_table": "measured times per layer and width, searched for the best allocation",
+    "layer_runs": "one score for a run of consecutive layers, which goes as a whole",
     "learned_allocation": "layers' shares that are trained parameters",
     "low_rank": "a low-rank term beside the sparse weight",
     "lora": "recovery by low-rank adapters while the weights stay fixed",
