@@ -1,7 +1,10 @@
-"""Write docs/techniques.md: run `python docs/list_techniques.py`."""
+"""Write docs/techniques.md and docs/techniques.html: run `python docs/list_techniques.py`."""
 
 from __future__ import annotations
 
+import json
+import re
+from html import escape
 from pathlib import Path
 
 from secateur.sparsify import lacks
@@ -11,9 +14,19 @@ HEAD = """# Techniques
 
 Published techniques as records of the axes. A name can stand wherever a technique is asked for:
 `secateur compress --technique dpf`. `secateur describe NAME` says a record in words, and
-`secateur list techniques --json` gives all of it to programs. Written by
+`secateur list techniques --json` gives all of it to programs. [Which one should I use?](guide.md)
+The [sortable table](techniques.html) says what differs between neighbours. Written by
 `docs/list_techniques.py`.
 """
+AXES = {
+    "granularity": "granularity",
+    "context": "context",
+    "criteria": "criterion",
+    "schedule": "schedule",
+    "update": "update",
+    "objective": "objective",
+}
+"""The parts of a record, and the words over their columns."""
 
 
 def page() -> str:
@@ -46,5 +59,60 @@ def record(entry: CatalogueEntry) -> str:
     return f"`{entry.technique}`".replace("|", "\\|")
 
 
+def table() -> str:
+    """Return the sortable table: one file that asks nothing of the network."""
+    columns = ["name", *AXES.values(), "year", "runs"]
+    head = [f'<th scope="col"><button type="button">{name}</button></th>' for name in columns]
+    head.append('<th scope="col">differs from above in</th>')
+    return _fill(
+        Path(__file__).with_name("techniques_page.html").read_text(encoding="utf-8"),
+        count=str(len(catalogue())),
+        head="\n".join(head),
+        rows="\n".join(map(_body, catalogue())),
+        axes=json.dumps(list(AXES.values())),
+    )
+
+
+def _fill(template: str, **values: str) -> str:
+    for name, value in values.items():
+        template = template.replace("{{" + name + "}}", value)
+    return template
+
+
+def _breakable(text: str) -> str:
+    """Escape a text, and let lines break within its words."""
+    return re.sub(r"(?<=[(_])(?=\w)", "<wbr>", escape(text))
+
+
+def _body(entry: CatalogueEntry) -> str:
+    """Return a record's row, and the hidden row that tells about it."""
+    cells = [
+        f'<th scope="row"><button type="button" aria-expanded="false">'
+        f"{_breakable(entry.name)}</button></th>"
+    ]
+    for part, label in AXES.items():
+        text = _breakable(str(getattr(entry.technique, part)))
+        plain = ' class="empty"' if text in ("keep", "none") else ""
+        cells.append(f'<td data-label="{label}"{plain}><code>{text}</code></td>')
+    names = ", ".join(text.partition(":")[0] for text in missing(entry))
+    runs = f'<span class="lacks">lacks {_breakable(names)}</span>' if names else "runs"
+    cells.append(f'<td class="year" data-label="year">{entry.citation.year}</td>')
+    cells.append(f'<td data-label="runs" data-value="{"lacks" if names else "runs"}">{runs}</td>')
+    cells.append('<td class="differs" data-label="differs in"></td>')
+    told = [f"{entry.title}. {entry.citation}.", entry.summary]
+    told += [f"It lacks {text}." for text in missing(entry)]
+    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in told)
+    return "\n".join(
+        [
+            "<tbody>",
+            f"<tr>{''.join(cells)}</tr>",
+            f'<tr class="more" hidden><td colspan="{len(cells)}">{paragraphs}</td></tr>',
+            "</tbody>",
+        ]
+    )
+
+
 if __name__ == "__main__":
-    Path(__file__).with_name("techniques.md").write_text(page(), encoding="utf-8")
+    folder = Path(__file__).parent
+    (folder / "techniques.md").write_text(page(), encoding="utf-8")
+    (folder / "techniques.html").write_text(table(), encoding="utf-8")

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from pages import Page
 
 from secateur import Granularity, Schedule, Technique
 from secateur.sparsify.units import Units
 from secateur.structure import find_weights
+from secateur.technique.catalogue import catalogue, find_technique
 from secateur.technique.context import ALLOCATIONS, POOLS
 from secateur.technique.criteria import CRITERIA, MODIFIERS, NORMALIZERS, REDUCERS
 from secateur.technique.criteria.evidence import NEEDS
@@ -158,12 +160,33 @@ def test_needs_of_criteria_are_those_of_the_code():
         assert named & set(NEEDS) == set(record.needs), row
 
 
-def test_the_page_of_techniques_is_that_of_the_catalogue():
+@pytest.mark.parametrize(
+    ("file", "writes"), [("techniques.md", "page"), ("techniques.html", "table")]
+)
+def test_the_pages_of_techniques_are_those_of_the_catalogue(file, writes):
     place = DOCS / "list_techniques.py"
     names: dict[str, Any] = {"__name__": "list_techniques", "__file__": str(place)}
     exec(compile(place.read_text(encoding="utf-8"), str(place), "exec"), names)
-    written = (DOCS / "techniques.md").read_text(encoding="utf-8")
-    assert written == names["page"](), "run python docs/list_techniques.py"
+    written = (DOCS / file).read_text(encoding="utf-8")
+    assert written == names[writes](), "run python docs/list_techniques.py"
+
+
+def test_the_table_of_techniques_stands_alone():
+    text = (DOCS / "techniques.html").read_text(encoding="utf-8")
+    script = text[text.index("<script>") : text.index("</script>") + len("</script>")]
+    page = Page(text.replace(script, ""))
+    assert not any("src" in attrs or "href" in attrs for _, attrs in page.elements)
+    assert "http" not in re.sub(r'http-equiv="[^"]*"', "", script) and "{{" not in text
+    named = [attrs for attrs in page.find("button") if "aria-expanded" in attrs]
+    assert len(named) == len(page.find("tbody")) == len(catalogue())
+
+
+def test_commands_of_the_guide_name_records_that_run():
+    text = (DOCS / "guide.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`secateur compress [^`]*--technique (\w+)", text))
+    assert len(named) >= 5
+    for name in named:
+        find_technique(name)
 
 
 def test_the_numbers_of_units_are_right():
