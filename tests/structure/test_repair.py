@@ -126,6 +126,26 @@ def test_halves_of_an_axis_in_a_module() -> None:
     assert RemovalTester().check(model, inputs, uneven).grafts
 
 
+class HandsItsTableOn(Halves):
+    """Calls a child on what it holds itself, before any operator has read that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Linear(2, 3)
+        self.register_buffer("table", torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift: Tensor = self.shift(self.table)
+        return super().forward(x) + shift
+
+
+def test_a_graft_hands_on_what_it_holds() -> None:
+    model = nn.Sequential(HandsItsTableOn(), nn.Linear(3, 2)).double()
+    inputs = (torch.randn(2, 5, dtype=torch.float64),)
+    uneven = Chosen(trace(model, inputs), {"0.first[0]": [1, 2], "0.first[1]": [0, 3, 4, 5, 7]})
+    assert RemovalTester().check(model, inputs, uneven).grafts
+
+
 def test_names_that_a_function_reads() -> None:
     def reader(thing: nn.Linear) -> int:
         return thing.in_features

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import SecateurError
@@ -314,7 +314,13 @@ class _Recorder:
             nn.Module.__call__ = original  # type: ignore[method-assign]
 
     def _known(self, value: Any) -> Any:
-        return self.nodes.get(value, value) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self.named:
+            return self.nodes.get(value, value)
+        # What the model holds may be handed to a module before any operator has read it.
+        with _disable_current_modes():
+            return self.node(value)
 
 
 class _Mode(TorchDispatchMode):
