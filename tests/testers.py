@@ -36,6 +36,7 @@ from secateur.structure import (
     shrink,
     trace,
 )
+from secateur.structure.terms import find
 from secateur.technique import Criterion, Evidence, Technique
 from secateur.technique.criteria import CRITERIA, MODIFIERS
 
@@ -365,7 +366,23 @@ def choose_axes(model: nn.Module, inputs: Any, seed: int = 0, share: float = 0.4
     for axis in taken:
         count = min(axis.size - 1, max(1, round(share * axis.size)))
         gone[axis.name] = sorted(source.sample(range(axis.size), count))
+    for hidden in _widths_that_projections_need(structure, gone):
+        del gone[hidden]
     return Chosen(structure, gone)
+
+
+def _widths_that_projections_need(structure: Trace, gone: dict[str, list[int]]) -> set[str]:
+    """Return the axes of LSTMs' hidden states that would get as narrow as their projections."""
+    names = {find(leaf): axis for axis, leaf in structure.leaves.items()}
+    found = set()
+    for name, dims in structure.held.items():
+        if "weight_hr_l" not in name:
+            continue
+        needed, left = (term.size - len(gone.get(names.get(find(term), ""), ())) for term in dims)
+        hidden = names.get(find(dims[1]), "")
+        if hidden in gone and left <= needed:
+            found.add(hidden)
+    return found
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -164,3 +164,26 @@ def test_a_second_pruning_after_a_layer_used_by_its_weights() -> None:
         chosen = choose_axes(model, inputs, seed=seed)
         shrink(model, chosen.masks(model), inputs)
     assert model(*inputs).shape == (2, 2)
+
+
+def test_an_lstm_stays_wider_than_its_projection() -> None:
+    """PyTorch takes an LSTM for one without projection where both widths are the same."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.out = nn.LSTM(4, 6, proj_size=3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.out(self.layer(x)[0])
+            return made
+
+    model = Last().double()
+    inputs = (torch.randn(2, 5, 4, dtype=torch.float64),)
+    structure = trace(model, inputs)
+    hidden = next(name for name, leaf in structure.leaves.items() if leaf.size == 6)
+    masks = Chosen(structure, {hidden: [0, 2, 3, 5]}).masks(model)
+    result = shrink(model, masks, inputs)
+    assert (model.layer.hidden_size, model.layer.proj_size) == (4, 3)
+    assert "narrower" in result.left[hidden]
+    assert result.exact

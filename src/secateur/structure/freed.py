@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from secateur.structure.removal import Removal, positions
-from secateur.structure.terms import Term
+from secateur.structure.terms import Term, find
 from secateur.structure.trace import Axis, Trace
 
 
@@ -32,7 +32,33 @@ def plan(
             left[axis.name] = f"{len(places) - most} of the masked indices stay: {why}"
         if bool(gone.any()):
             kept[leaf] = ~gone
+    for name, leaf, index in _hidden_to_spare(model, structure, kept):
+        kept[leaf][index] = True
+        left[name] = "some of the masked indices stay: a projection has to be the narrower side"
     return Removal(kept), left | _freed_but_pinned(structure, masks)
+
+
+def _hidden_to_spare(
+    model: nn.Module, structure: Trace, kept: Mapping[Term, Tensor]
+) -> Iterator[tuple[str, Term, Tensor]]:
+    """Give the hidden indices that an LSTM needs to be wider than what it projects on.
+
+    PyTorch tells by the two widths whether there is a projection.
+    """
+    names = {leaf: name for name, leaf in structure.leaves.items()}
+    for held, dims in structure.held.items():
+        path, _, parameter = held.rpartition(".")
+        if not parameter.startswith("weight_hr_l") or not _is_lstm(model, path):
+            continue
+        narrow, wide = (find(term) for term in dims)
+        sizes = Removal(kept)
+        missing = sizes.size(narrow) + 1 - sizes.size(wide)
+        if wide in kept and missing > 0:
+            yield names[wide], wide, (~kept[wide]).nonzero().flatten()[:missing]
+
+
+def _is_lstm(model: nn.Module, path: str) -> bool:
+    return isinstance(model.get_submodule(path), nn.LSTM)
 
 
 class _Usage:
