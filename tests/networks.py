@@ -217,6 +217,30 @@ def embedding_net(num_classes: int = 10) -> nn.Module:
     return _EmbeddingNet(24, 12, num_classes)
 
 
+class _CellNet(nn.Module):
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(8, width)
+        self.long = nn.LSTMCell(width, width + 2)
+        self.gated = nn.GRUCell(width + 2, width)
+        self.plain = nn.RNNCell(width, width - 1)
+        self.head = nn.Linear(width - 1, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = gated = plain = None
+        x = self.enter(x)
+        for place in range(3):
+            held = self.long(x[:, place], held)
+            gated = self.gated(held[0], gated)
+            plain = self.plain(gated, plain)
+        return self.head(plain)
+
+
+def cell_net(num_classes: int = 10) -> nn.Module:
+    """Three recurrent cells over three tokens, one after the other; their states start empty."""
+    return _CellNet(9, num_classes)
+
+
 class _PreactivationBlock(nn.Module):
     """Norm and ReLU stand before each convolution; a 1x1 convolution widens the shortcut."""
 
@@ -263,6 +287,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         transposed_net,
         embedding_net,
         preactivation_resnet,
+        cell_net,
     )
 }
 
@@ -277,6 +302,7 @@ _SHAPES = {
     "conv3d_net": (1, 6, 8, 8),
     "transposed_net": (3, 8, 8),
     "preactivation_resnet": (3, 8, 8),
+    "cell_net": (3, 8),
 }
 
 

@@ -21,7 +21,8 @@ from secateur.technique.criteria import CRITERIA
 
 Inputs = tuple[Tensor, ...]
 NAMES = ["small_cnn", "resnet_cifar", "grouped_cnn", "dense_block_net", "transformer",
-         "preactivation_resnet", "transposed_net", "conv1d_net", "embedding_net"]  # fmt: skip
+         "preactivation_resnet", "transposed_net", "conv1d_net", "embedding_net",
+         "cell_net"]  # fmt: skip
 BUDGETS = [{"sparsity": 0.5}, {"params": 0.5}, {"macs": 0.5}, {"bytes": 0.5}]
 LOCAL = "filter | local | magnitude | one_shot"
 
@@ -641,3 +642,62 @@ def test_a_copy_of_a_masked_model_shrinks_by_the_masks_alone() -> None:
     result = shrink(other, dict(sparsifier.masks), inputs)
     assert result.after.macs / result.before.macs == pytest.approx(achieved["macs"])
     torch.testing.assert_close(other(*inputs), model(*inputs), rtol=1e-9, atol=1e-9)
+
+
+class Experts(nn.Module):
+    """Two layers of three experts side by side, in matrices that no layer holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Parameter(torch.randn(3, 8, 6))
+        self.leave = nn.Parameter(torch.randn(3, 6, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(torch.einsum("btf,nfe->bnte", x, self.enter))
+        return self.head(torch.einsum("bnte,nef->btf", hidden, self.leave))
+
+
+def test_weights_that_cannot_be_scored_are_named_with_the_reason() -> None:
+    weight_norm = nn.utils.parametrizations.weight_norm
+    normed = nn.Sequential(weight_norm(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(2, 5, 8)
+    with pytest.raises(SecateurError, match=r"no channel.* 0\.weight: it is computed from other"):
+        Sparsifier(normed, LOCAL, sparsity=0.5, example_inputs=x)
+    with pytest.raises(SecateurError, match=r"no channel.* enter, leave: it belongs to no layer"):
+        Sparsifier(Experts(), LOCAL, sparsity=0.5, example_inputs=x)
+    with pytest.raises(SecateurError, match=r"no prunable layer.* 0\.weight: it is computed"):
+        Sparsifier(normed[:2], LOCAL, sparsity=0.5, example_inputs=x)
+
+
+def test_an_axis_that_no_known_weight_makes_is_passed_over_with_the_reason() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Experts())
+    x = torch.randn(2, 5, 8)
+    sparsifier = Sparsifier(model, LOCAL, sparsity=0.3, example_inputs=x)
+    passed = dict(sparsifier.report().passed_over)
+    assert {"1.enter", "1.leave"} <= set(passed)
+    pruned = {axis for layer in sparsifier.report().layers for axis in [layer.name]}
+    assert pruned == {"0.weight"}
+    unscored = {name for name, reason in passed.items() if "no weight of a known layer" in reason}
+    rest = {axis.name for axis in trace(model, x).removable} - {"0"}
+    assert unscored == rest and rest
+
+
+def test_a_layer_that_is_used_by_its_weight_is_pruned_again_after_shrinking() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(8, 12), nn.Linear(12, 3)
+            self.register_buffer("seen", (torch.rand(12, 8) > 0.3).float())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(F.linear(x, self.inner.weight * self.seen, self.inner.bias)))
+
+    model, x = Masked(), torch.randn(2, 8)
+    for _ in range(2):
+        sparsifier = Sparsifier(model, LOCAL, sparsity=0.3, example_inputs=x)
+        sparsifier.step(1.0)
+        shrink(model, sparsifier, x)
+        model.inner.out_features = 12
+    again = Sparsifier(model, "weight | global | magnitude | one_shot", sparsity=0.5)
+    assert again.step(1.0).achieved["sparsity"] == pytest.approx(0.5, abs=0.02)

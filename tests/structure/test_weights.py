@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from networks import NETWORKS
-from torch import nn
+from torch import Tensor, nn
 
-from secateur import SecateurError, Sparsifier
+from secateur import SecateurError, Sparsifier, shrink
 from secateur.structure import choose_weights, find_weights
 from secateur.structure.weights import PrunableWeight
 
@@ -68,6 +70,19 @@ def test_an_input_in_the_layout_is_the_input_of_the_convolution(kind: type[nn.Co
     assert torch.equal(module(x), module(changed))
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_sizes_are_the_parameters_own_where_attributes_say_otherwise(name: str) -> None:
+    module, shape = SHAPES[name]
+    module = copy.deepcopy(module)
+    for attribute in ("in_features", "out_features", "in_channels", "out_channels",
+                      "num_embeddings", "embedding_dim"):  # fmt: skip
+        if hasattr(module, attribute):
+            setattr(module, attribute, 99)
+    (weight,) = find_weights(module).weights
+    assert weight.shape == shape
+    assert tuple(weight.view(module.weight.detach()).shape) == shape
+
+
 def test_a_packed_attention_is_parted_into_q_k_and_v() -> None:
     attention = nn.MultiheadAttention(8, 2)
     found = weights_of(nn.ModuleDict({"attention": attention}))
@@ -122,6 +137,77 @@ def test_recurrent_layers_are_parted_into_their_gates(kind: type[nn.RNNBase], ga
     assert first.biases == ("bias_ih_l0",)
 
 
+@pytest.mark.parametrize(
+    ("kind", "gates"), [(nn.LSTMCell, "ifgo"), (nn.GRUCell, "rzn"), (nn.RNNCell, "h")]
+)
+def test_recurrent_cells_are_parted_into_their_gates(
+    kind: type[nn.RNNCellBase], gates: str
+) -> None:
+    module = kind(5, 6)
+    found = weights_of(module)
+    assert list(found) == [f"weight_{side}[{gate}]" for side in ("ih", "hh") for gate in gates]
+    for place, gate in enumerate(gates):
+        for side, inputs in (("ih", 5), ("hh", 6)):
+            weight, stored = found[f"weight_{side}[{gate}]"], getattr(module, f"weight_{side}")
+            assert weight.shape == (1, 6, inputs)
+            assert weight.biases == (f"bias_{side}",)
+            own = stored.detach()[6 * place : 6 * place + 6]
+            assert torch.equal(weight.view(stored.detach())[0], own)
+
+
+class Attending(nn.Module):
+    """Self-attention between two linear layers, with keys and values of other widths if asked."""
+
+    def __init__(self, apart: bool, need_weights: bool) -> None:
+        super().__init__()
+        wide = (16, 12, 20) if apart else (16, 16, 16)
+        self.parts = nn.ModuleList(nn.Linear(8, width) for width in wide)
+        self.attention = nn.MultiheadAttention(16, 4, kdim=wide[1], vdim=wide[2], batch_first=True)
+        self.head = nn.Linear(16, 3)
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x) for part in self.parts)
+        return self.head(self.attention(q, k, v, need_weights=self.need_weights)[0])
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("granularity", ["head", "filter"])
+def test_the_attention_of_a_shrunk_model_is_parted_as_before(
+    granularity: str, apart: bool, need_weights: bool
+) -> None:
+    """Values may be narrower than queries and keys, and the module's attributes are of old."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    model = Attending(apart, need_weights).eval()
+    kind = next(w.kind for w in find_weights(model).weights if w.module == "attention")
+    for _ in range(2):
+        before = [weight.name for weight in find_weights(model).weights]
+        sparsifier = Sparsifier(
+            model, f"{granularity} | local | magnitude | one_shot", sparsity=0.4, example_inputs=x
+        )
+        sparsifier.step(1.0)
+        masked = model(x)
+        shrunk = shrink(model, sparsifier, x)
+        assert shrunk.after.params < shrunk.before.params
+        torch.testing.assert_close(model(x), masked, rtol=1e-4, atol=1e-5)
+        found = weights_of(model)
+        assert list(found) == before and not find_weights(model).skipped
+        values = model.get_parameter("attention.out_proj.weight").shape[1]
+        own = {name[-2] if name.endswith("]") else name[len("attention.")]: weight
+               for name, weight in found.items() if "proj_weight" in name}  # fmt: skip
+        assert set(own) == set("qkv") and {weight.kind for weight in own.values()} == {kind}
+        assert own["v"].shape[1] == values and own["q"].shape[1] == own["k"].shape[1]
+        ends = [weight.bias_rows for weight in own.values()]
+        bias = model.get_parameter("attention.in_proj_bias")
+        assert [end for _, end in ends] == [*[start for start, _ in ends[1:]], len(bias)]
+        for each in ("weight", "shared_kernel", "layer"):
+            copied = copy.deepcopy(model)
+            Sparsifier(copied, f"{each} | global | magnitude | one_shot", sparsity=0.4).step(1.0)
+            assert bool(copied(x).isfinite().all())
+
+
 def test_hugging_faces_conv1d_stores_inputs_first() -> None:
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     module = conv1d(6, 4)
@@ -149,6 +235,32 @@ def test_a_computed_weight_is_passed_over_with_the_reason() -> None:
     ((name, reason),) = found.skipped
     assert name == "0.weight"
     assert "computed" in reason
+
+
+def test_a_matrix_of_no_known_layer_is_passed_over_with_the_reason() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Parameter(torch.randn(3, 8, 6))
+            self.scale = nn.Parameter(torch.ones(1, 8))
+            self.head = nn.Linear(8, 3)
+            self.tied = self.head.weight
+            self.norm, self.plane = nn.LayerNorm(8), nn.LayerNorm((5, 8))
+            self.joined = nn.Bilinear(3, 2, 4)
+            self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+
+    found = find_weights(Experts())
+    assert [name for name, _ in found.skipped] == ["enter", "joined.weight"]
+    assert all("no layer" in reason for _, reason in found.skipped)
+
+
+def test_attentions_that_share_their_projections_appear_once() -> None:
+    one, other = nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2)
+    other.in_proj_weight = one.in_proj_weight
+    names = [weight.name for weight in find_weights(nn.ModuleList([one, other])).weights]
+    assert names == [f"0.in_proj_weight[{part}]" for part in "qkv"] + [
+        "0.out_proj.weight", "1.out_proj.weight",
+    ]  # fmt: skip
 
 
 def test_a_computed_weight_of_hugging_faces_conv1d_is_passed_over_too() -> None:

@@ -129,10 +129,12 @@ def find_groups(
     passed: list[tuple[str, str]] = []
     for axis in structure.axes:
         leaf = structure.leaves[axis.name]
-        members = tuple(_members(structure, weights, leaf, side, axis))
-        if not any(member.weight in chosen for member in members):
-            continue
         if heads is not None and leaf not in heads:
+            continue
+        members = tuple(_members(structure, weights, leaf, side, axis))
+        if not members and axis.why is None:
+            passed.append((axis.name, _unscored(axis, side)))
+        if not any(member.weight in chosen for member in members):
             continue
         reason = axis.why or _held_back(axis, members, excluded, side, inexact)
         if reason is not None:
@@ -140,6 +142,14 @@ def find_groups(
             continue
         groups.append(_group(structure, axis, leaf, members, side))
     return tuple(groups), passed
+
+
+def _unscored(axis: Axis, side: str) -> str:
+    """Return why an axis that could be removed is not: nothing tells what it is worth."""
+    names = list(dict.fromkeys(name for name, _ in axis.carriers))
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    verb = "makes" if side == "o" else "reads"
+    return f"no weight of a known layer {verb} it, by which to score it: it belongs to {shown}"
 
 
 def _held_back(

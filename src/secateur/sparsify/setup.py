@@ -114,7 +114,7 @@ def prepare(
     if technique.update.survivors == "reinitialise":
         resettable(model)
     if not found.weights:
-        reasons = "".join(f"; {name}: {reason}" for name, reason in found.skipped[:3])
+        reasons = "".join(f"; {said}" for said in _together(found.skipped)[:3])
         raise SecateurError(
             f"{type(model).__name__} has no prunable layer (convolution, linear, embedding, "
             f"attention or recurrent){reasons}"
@@ -201,7 +201,7 @@ def _prepare_coupled(
     else:
         groups, branches, passed = branch_groups(structure, weights, set(chosen), excluded)
     if not groups:
-        raise SecateurError(_nothing_to_prune(model, technique, passed))
+        raise SecateurError(_nothing_to_prune(model, technique, found.skipped, passed))
     used = {member.place for group in groups for member in group.members}
     kept = {place: number for number, place in enumerate(sorted(used))}
     groups = tuple(
@@ -237,7 +237,10 @@ def _prepare_coupled(
 
 
 def _nothing_to_prune(
-    model: nn.Module, technique: Technique, passed: Sequence[tuple[str, str]]
+    model: nn.Module,
+    technique: Technique,
+    skipped: Sequence[tuple[str, str]],
+    passed: Sequence[tuple[str, str]],
 ) -> str:
     """Say why no axis is left; what the user can change comes first."""
     what = "head" if technique.granularity.head else "channel"
@@ -245,10 +248,23 @@ def _nothing_to_prune(
         what = "residual branch"
     allowed = [each for each in passed if "inexact=True" in each[1] or "left out" in each[1]]
     rest = [each for each in passed if each not in allowed]
-    said = "; ".join(f"{name}: {reason}" for name, reason in (allowed + rest)[:3])
-    none = "no attention was found" if technique.granularity.head else (
+    none = "no attention of several heads was found" if technique.granularity.head else (
         "nothing belongs to the chosen layers")  # fmt: skip
-    return f"{type(model).__name__} has no {what} to remove: {said or none}"
+    said = [*_together([*allowed, *skipped, *rest])[:3]]
+    if not passed:
+        said.insert(0, none)
+    return f"{type(model).__name__} has no {what} to remove: {'; '.join(said)}"
+
+
+def _together(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Say each reason once, after the first few names that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{', '.join(each[:3])}{f' and {len(each) - 3} more' if len(each) > 3 else ''}: {reason}"
+        for reason, each in names.items()
+    ]
 
 
 def _observe_example(model: nn.Module, example_inputs: tuple[Any, ...]) -> Usage:

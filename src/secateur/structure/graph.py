@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from secateur.structure.graft import Graft
 from secateur.structure.usage import evaluating
 
 _WEIGHTED = (
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d",
     "conv_transpose3d", "linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "embedding", "einsum",
-    "lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention",
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell",
+    "rnn_relu_cell", "scaled_dot_product_attention",
 )  # fmt: skip
 _NORMS = (
     "batch_norm", "native_batch_norm", "cudnn_batch_norm", "instance_norm", "group_norm",
@@ -183,9 +185,16 @@ def _moved(step: fx.Node, name: str, rank: int) -> Node:
     return Node("move", order=tuple(order))
 
 
+class _Tracer(fx.Tracer):
+    """Takes a module whose code was replaced for one piece: its steps need tensors."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Graft) or super().is_leaf_module(m, module_qualified_name)
+
+
 def from_modules(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, Node]]:
     """Trace the model symbolically and say what each of its modules does to a channel axis."""
-    graph = fx.Tracer().trace(model)
+    graph = _Tracer().trace(model)
     modules = dict(model.named_modules())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     nodes: dict[fx.Node, Node] = {}

@@ -16,9 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from secateur.errors import SecateurError, suggestion
+from secateur.structure.graft import Graft
 
+_PLAIN = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.EmbeddingBag)
+_RAW = "it belongs to no layer whose weights are known"
 _KERNEL_LETTERS = {0: "", 1: "w", 2: "hw", 3: "dhw"}
 
 
@@ -85,26 +89,60 @@ class FoundWeights:
 def find_weights(model: nn.Module) -> FoundWeights:
     """List the weights of convolutions, linear layers, embeddings, attentions, recurrent layers.
 
-    A parameter that several modules share appears once, as its first user sees it.
+    Sizes are the parameters' own. A parameter that several modules share appears once, as its first
+    user sees it; a matrix that belongs to no known layer is among what was passed over.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     seen: set[int] = set()
     weights: list[PrunableWeight] = []
     skipped: list[tuple[str, str]] = []
     for path, module in model.named_modules():
-        for weight in _of_module(path, module):
-            own = dict(module.named_parameters(recurse=False))
-            parameter = own.get(weight.parameter.rpartition(".")[2])
-            if isinstance(parameter, UninitializedParameter):
-                skipped.append((weight.parameter, "it is lazy: run the model once first"))
-            elif parameter is None:
-                skipped.append((weight.parameter, "it is computed from other parameters"))
-            elif not parameter.is_floating_point():
-                skipped.append((weight.parameter, f"it holds {parameter.dtype}, not floats"))
-            elif id(parameter) not in seen or weight.rows is not None:
-                seen.add(id(parameter))
-                weights.append(_named(weight, names[id(parameter)], names, own))
+        own = {name: each for name, each in module._parameters.items() if each is not None}
+        for name in _names_of(module):
+            reason = _why_not(module, name)
+            if reason is not None:
+                skipped.append((_join(path, name), reason))
+            elif id(own[name]) not in seen:
+                seen.add(id(own[name]))
+                weights += [_named(weight, names[id(own[name])], names, own)
+                            for weight in _views(path, module, name, own[name])]  # fmt: skip
+    # Last, as a parameter of no layer may be the weight of one that comes later.
+    skipped += [(name, _RAW) for name, each in _raw(model) if id(each) not in seen]
     return FoundWeights(tuple(weights), tuple(skipped))
+
+
+def _why_not(module: nn.Module, name: str) -> str | None:
+    """Return why a weight cannot be pruned, None where it can."""
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        hint = ""
+        if is_parametrized(module, name):
+            hint = " (torch.nn.utils.parametrize.remove_parametrizations makes it plain)"
+        return f"it is computed from other parameters{hint}"
+    if isinstance(parameter, UninitializedParameter):
+        return "it is lazy: run the model once first"
+    if not parameter.is_floating_point():
+        return f"it holds {parameter.dtype}, not floats"
+    return None
+
+
+def _raw(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Give the matrices of modules whose weights are not known.
+
+    Norms hold none, and what a weight is computed from is told of with the weight.
+    """
+    told = (ParametrizationList, nn.LayerNorm, nn.RMSNorm)
+    for path, module in model.named_modules():
+        if _names_of(module) or isinstance(module, told):
+            continue
+        for name, each in module.named_parameters(recurse=False):
+            lazy = isinstance(each, UninitializedParameter)
+            if not lazy and sum(size > 1 for size in each.shape) > 1:
+                yield _join(path, name), each
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def choose_weights(
@@ -161,30 +199,61 @@ def _named(
     )  # fmt: skip
 
 
-def _of_module(path: str, module: nn.Module) -> Iterator[PrunableWeight]:
-    kind = type(module).__name__
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module; of one whose code was replaced, the class that it had."""
+    return module.grafted_class if isinstance(module, Graft) else type(module)
+
+
+def _names_of(module: nn.Module) -> tuple[str, ...]:
+    """Name the weights that a module has by its class."""
+    kind = kind_of(module)
+    if issubclass(kind, nn.MultiheadAttention):
+        if getattr(module, "in_proj_weight", None) is not None:
+            return ("in_proj_weight",)
+        return ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    if issubclass(kind, nn.RNNBase):
+        return tuple(name for name in module._parameters if name.startswith("weight"))
+    if issubclass(kind, nn.RNNCellBase):
+        return ("weight_ih", "weight_hh")
+    return ("weight",) if issubclass(kind, (*_PLAIN, *_input_major_linear())) else ()
+
+
+def _views(
+    path: str, module: nn.Module, name: str, parameter: nn.Parameter
+) -> Iterator[PrunableWeight]:
+    """View a parameter as one weight, or several; sizes are its own, as attributes may be old."""
+    kind, full, shape = kind_of(module), _join(path, name), tuple(parameter.shape)
 
     def weight(
-        name: str, shape: tuple[int, ...], transposed: bool = False, biases: tuple[str, ...] = ()
+        shape: tuple[int, ...], transposed: bool = False, bias: tuple[str, ...] = ("bias",)
     ) -> PrunableWeight:
-        full = f"{path}.{name}" if path else name
-        return PrunableWeight(full, full, path, kind, shape, transposed, None, biases)
+        return PrunableWeight(full, full, path, kind.__name__, shape, transposed, None, bias)
 
-    if isinstance(module, nn.modules.conv._ConvNd):
-        outputs, inputs = module.out_channels // module.groups, module.in_channels // module.groups
-        shape = (module.groups, outputs, inputs, *module.kernel_size)
-        yield weight("weight", shape, module.transposed, ("bias",))
-    elif isinstance(module, nn.Linear):
-        yield weight("weight", (1, module.out_features, module.in_features), False, ("bias",))
-    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        yield weight("weight", (1, module.embedding_dim, module.num_embeddings), True)
-    elif isinstance(module, nn.MultiheadAttention):
-        yield from _of_attention(path, kind, module)
-    elif isinstance(module, nn.RNNBase):
-        yield from _of_recurrent(path, kind, module)
-    elif isinstance(module, _input_major_linear()):
-        inputs, outputs = getattr(module, "weight").shape  # noqa: B009
-        yield weight("weight", (1, outputs, inputs), True, ("bias",))
+    if issubclass(kind, nn.modules.conv._ConvNd):
+        yield weight(_of_convolution(module, shape), _is_transposed(module))
+    elif issubclass(kind, nn.Linear):
+        yield weight((1, *shape))
+    elif issubclass(kind, (nn.Embedding, nn.EmbeddingBag)):
+        yield weight((1, shape[1], shape[0]), True, ())
+    elif issubclass(kind, nn.MultiheadAttention):
+        yield from _of_attention(full, path, kind.__name__, module, shape)
+    elif issubclass(kind, (nn.RNNBase, nn.RNNCellBase)):
+        yield from _of_recurrent(full, path, kind.__name__, module, shape)
+    else:
+        yield weight((1, shape[1], shape[0]), True)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return bool(getattr(module, "transposed", False))
+
+
+def _of_convolution(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    groups = int(getattr(module, "groups", 1))
+    if shape[0] % groups:
+        groups = 1
+    one, other = shape[0] // groups, shape[1]
+    sizes = (other, one) if _is_transposed(module) else (one, other)
+    return (groups, *sizes, *shape[2:])
 
 
 def _input_major_linear() -> tuple[type[nn.Module], ...]:
@@ -193,39 +262,54 @@ def _input_major_linear() -> tuple[type[nn.Module], ...]:
     return (module.Conv1D,) if module is not None else ()
 
 
-def _parts(
-    path: str, kind: str, name: str, labels: Iterable[str], sizes: tuple[int, int], bias: str
+def _of_attention(
+    full: str, path: str, kind: str, module: nn.Module, shape: tuple[int, ...]
 ) -> Iterator[PrunableWeight]:
-    full = f"{path}.{name}" if path else name
-    outputs, inputs = sizes
-    for place, label in enumerate(labels):
-        rows = (place * outputs, (place + 1) * outputs)
-        yield PrunableWeight(
-            f"{full}[{label}]", full, path, kind, (1, outputs, inputs), False, rows, (bias,), rows
-        )
-
-
-def _of_attention(path: str, kind: str, module: nn.MultiheadAttention) -> Iterator[PrunableWeight]:
-    size = module.embed_dim
-    if module.in_proj_weight is not None:
-        yield from _parts(path, kind, "in_proj_weight", "qkv", (size, size), "in_proj_bias")
+    """Part the projections; queries and keys are as wide as each other, values may be less."""
+    name = full.rpartition(".")[2]
+    if name == "in_proj_weight":
+        widths = _widths(module, shape[0])
+        start = 0
+        for label, width in zip("qkv", widths, strict=True):
+            rows = (start, start + width)
+            start += width
+            yield PrunableWeight(f"{full}[{label}]", full, path, kind, (1, width, *shape[1:]),
+                                 False, rows, ("in_proj_bias",), rows)  # fmt: skip
         return
-    widths = {"q": size, "k": module.kdim, "v": module.vdim}
-    for place, (label, width) in enumerate(widths.items()):
-        name = f"{label}_proj_weight"
-        full = f"{path}.{name}" if path else name
-        rows = (place * size, (place + 1) * size)
-        shape = (1, size, width)
-        yield PrunableWeight(full, full, path, kind, shape, False, None, ("in_proj_bias",), rows)
+    before = {"q": (), "k": ("q",), "v": ("q", "k")}[name[0]]
+    start = sum(getattr(module, f"{each}_proj_weight").shape[0] for each in before)
+    rows = (start, start + shape[0])
+    yield PrunableWeight(full, full, path, kind, (1, *shape), False, None, ("in_proj_bias",), rows)
 
 
-def _of_recurrent(path: str, kind: str, module: nn.RNNBase) -> Iterator[PrunableWeight]:
-    gates = {"LSTM": "ifgo", "GRU": "rzn"}.get(module.mode, "h")
-    for name, parameter in module.named_parameters(recurse=False):
-        if name.startswith("weight_hr"):
-            full = f"{path}.{name}" if path else name
-            yield PrunableWeight(full, full, path, kind, (1, *parameter.shape))
-        elif name.startswith("weight"):
-            sizes = (parameter.shape[0] // len(gates), parameter.shape[1])
-            bias = name.replace("weight", "bias")
-            yield from _parts(path, kind, name, gates, sizes, bias)
+def _widths(module: nn.Module, rows: int) -> tuple[int, int, int]:
+    """Return the rows of queries, keys and values; what comes out of the heads are the values."""
+    values = int(getattr(module, "out_proj").weight.shape[1])  # noqa: B009
+    if values >= rows or (rows - values) % 2:
+        values = rows // 3
+    keys = (rows - values) // 2
+    return keys, keys, rows - 2 * keys
+
+
+def _of_recurrent(
+    full: str, path: str, kind: str, module: nn.Module, shape: tuple[int, ...]
+) -> Iterator[PrunableWeight]:
+    name = full.rpartition(".")[2]
+    if name.startswith("weight_hr"):
+        yield PrunableWeight(full, full, path, kind, (1, *shape))
+        return
+    gates = _gates(module)
+    rows = shape[0] // len(gates)
+    for place, label in enumerate(gates):
+        own = (place * rows, (place + 1) * rows)
+        bias = (name.replace("weight", "bias"),)
+        yield PrunableWeight(f"{full}[{label}]", full, path, kind, (1, rows, *shape[1:]),
+                             False, own, bias, own)  # fmt: skip
+
+
+def _gates(module: nn.Module) -> str:
+    """Return a letter for each gate, in the order in which they are stored."""
+    kind = kind_of(module)
+    if issubclass(kind, nn.LSTMCell) or getattr(module, "mode", "") == "LSTM":
+        return "ifgo"
+    return "rzn" if issubclass(kind, nn.GRUCell) or getattr(module, "mode", "") == "GRU" else "h"
