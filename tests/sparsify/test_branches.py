@@ -89,7 +89,7 @@ def test_a_schedule_takes_one_after_the_other(images: Tensor) -> None:
      r"residual branches, macs is 0\.\d+"),
     (resnet, {"macs": 0.5, "round_to": 8}, "round_to=8 has no meaning for whole layers"),
     (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), {"macs": 0.5},
-     "has no residual branch to remove: 0.weight, 1.weight: no residual branch: nothing goes around it"),
+     "has no residual branch to remove: 0.weight, 1.weight: no residual branch: nothing"),
 ])  # fmt: skip
 def test_refusals(build: Any, options: dict[str, Any], message: str, images: Tensor) -> None:
     with pytest.raises(SecateurError, match=message):
