@@ -146,5 +146,17 @@ def _removable(
             gone |= which == number
         elif any(len(parameters[name].shape) > 1 for name in zeroed):
             node, why = noticed[0]
-            reason = f"{why} ({node.meta.get('place', '')})"
+            constant = _constant(usage, leaf, names, zeroed)
+            reason = constant or f"{why} ({node.meta.get('place', '')})"
     return gone, reason
+
+
+def _constant(usage: _Usage, leaf: Term, names: list[str], zeroed: list[str]) -> str:
+    """Name the biases and shifts without which an index would go unnoticed, if it is they."""
+    alive = [name for name in names
+             if name not in zeroed and usage.tensors[name].dim() == 1]  # fmt: skip
+    for some in (*([name] for name in alive), alive):
+        if some and not usage.structure.zeros.noticed(leaf, [*zeroed, *some]):
+            verb = "lets" if len(some) == 1 else "let"
+            return f"{' and '.join(some)} {verb} a constant through, and must be masked too"
+    return ""

@@ -7,7 +7,6 @@ steps of plain values, which is saved with the model.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ DTYPES = {str(each): each for each in vars(torch).values() if isinstance(each, t
 LAYOUTS = {str(each): each for each in vars(torch).values() if isinstance(each, torch.layout)}
 FORMATS = {str(each): each for each in vars(torch).values()
             if isinstance(each, torch.memory_format)}  # fmt: skip
+NAMED: dict[str, Any] = DTYPES | LAYOUTS | FORMATS
 
 
 class Graft(nn.Module):
@@ -60,7 +60,7 @@ class Graft(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps on what the original would have been given."""
-        inputs = list(tensors_in((plain(args), plain(kwargs))))
+        inputs = _given((plain(args), plain(kwargs)))
         if len(inputs) != self.grafted_code["inputs"]:
             raise ValueError(
                 f"the code of this {self.grafted_class.__name__} was replaced for "
@@ -74,6 +74,7 @@ class Graft(nn.Module):
     def _run(self, step: Step, known: dict[str, Any]) -> Any:
         args = _decode(step["args"], self, known)
         kwargs = {name: _decode(each, self, known) for name, each in step["kwargs"].items()}
+        # Plain loops throughout, without generators: torch.compile follows these in one graph.
         if "module" in step:
             return self.get_submodule(step["module"])(*args, **kwargs)
         if "item" in step:
@@ -127,9 +128,12 @@ def _decode(value: Any, module: nn.Module, known: Mapping[str, Any]) -> Any:
         name, dim = value["size"]
         return known[name].shape[dim]
     if "product" in value:
-        return math.prod(_decode(each, module, known) for each in value["product"])
+        product = 1
+        for each in value["product"]:
+            product = product * _decode(each, module, known)
+        return product
     if "tuple" in value:
-        return tuple(_decode(each, module, known) for each in value["tuple"])
+        return tuple([_decode(each, module, known) for each in value["tuple"]])
     if "dict" in value:
         return {key: _decode(each, module, known) for key, each in value["dict"].items()}
     if "constant" in value:
@@ -138,12 +142,27 @@ def _decode(value: Any, module: nn.Module, known: Mapping[str, Any]) -> Any:
         return module.training
     if "device" in value:
         return _device(known)
-    return (DTYPES | LAYOUTS | FORMATS)[value["torch"]]
+    return NAMED[value["torch"]]
+
+
+def _given(value: Any) -> list[Tensor]:
+    """List the tensors in nested arguments as ``tensors_in`` gives them."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    found: list[Tensor] = []
+    if isinstance(value, (tuple, list)):
+        for each in value:
+            found = found + _given(each)
+    return found
 
 
 def _device(known: Mapping[str, Any]) -> torch.device:
-    first = next((each for each in known.values() if isinstance(each, Tensor)), None)
-    return first.device if first is not None else torch.device("cpu")
+    for each in known.values():
+        if isinstance(each, Tensor):
+            return each.device
+    return torch.device("cpu")
 
 
 def install(model: nn.Module, path: str, code: Code, undo: Undo | None = None) -> None:

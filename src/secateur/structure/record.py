@@ -133,6 +133,9 @@ class _Recorder:
         self.named = _names(model)
         self.lifted: dict[str, fx.Node] = {}
         self.parameters = {id(parameter) for parameter in model.parameters()}
+        # What a parametrised weight is computed from is cut with it, and no constant.
+        self.parameters |= {id(buffer) for name, buffer in model.named_buffers()
+                            if "parametrizations." in name}  # fmt: skip
 
     def run(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """Call the model and note what comes out, or where it failed."""

@@ -6,6 +6,7 @@ is the network in evaluation mode, for export.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.errors import SecateurError
+from secateur.structure import verify
 from secateur.structure.recording import Recording
 from secateur.structure.removal import Removal, resized
 from secateur.structure.repair import Run
@@ -50,6 +52,29 @@ def as_graph(
     return fx.GraphModule(tensors, graph, type(model).__name__)
 
 
+class _Interpreter(fx.Interpreter):
+    place = ""
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.place = n.meta.get("place", "")
+        return super().run_node(n)
+
+
+def run_graph(graph: fx.GraphModule, inputs: tuple[Any, ...], double: bool) -> verify.Outputs:
+    """Run a rewritten graph; raises SecateurError with the place in the code where it fails."""
+    try:
+        return verify.run(graph, inputs, double)
+    except Exception as error:  # an operator may raise anything
+        interpreter = _Interpreter(graph)
+        with contextlib.suppress(Exception), torch.no_grad():
+            interpreter.run(*inputs)
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        where = f" ({interpreter.place})" if interpreter.place else ""
+        raise SecateurError(
+            f"the rewritten graph cannot run: {said}{where}; shrink in place"
+        ) from error
+
+
 def _held(model: nn.Module, name: str) -> Tensor:
     path, _, attribute = name.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(path), attribute)
@@ -81,8 +106,10 @@ class _Writer:
         for node in self.recording.graph.nodes:
             if node.op == "get_attr":
                 self.copies[node] = self._attribute(node)
+        here = self._device()
         for node in self.recording.steps:
-            self.copies[node] = self._operator(node)
+            self.copies[node] = self._operator(node, here)
+            self.copies[node].meta["place"] = node.meta.get("place", "")
         self.graph.output(fx.node.map_arg(self.recording.outputs, self.copies.__getitem__))
         self.graph.eliminate_dead_code()
         self.graph.lint()
@@ -96,9 +123,21 @@ class _Writer:
             self.used.add(name)
         return self.graph.create_node("get_attr", name)
 
-    def _operator(self, node: fx.Node) -> fx.Node:
-        args = fx.node.map_arg(node.args, self.copies.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, self.copies.__getitem__)
+    def _device(self) -> fx.Node | torch.device:
+        """Read the device off the first tensor: what was recorded ran on tensors without data."""
+        first = next(iter(self.copies.values()), None)
+        if first is None:
+            return torch.device("cpu")
+        return self.graph.call_function(getattr, (first, "device"))
+
+    def _operator(self, node: fx.Node, here: fx.Node | torch.device) -> fx.Node:
+        def new(value: Any) -> Any:
+            if isinstance(value, torch.device):
+                return here
+            return self.copies[value] if isinstance(value, fx.Node) else value
+
+        args: Any = fx.node.map_aggregate(node.args, new)
+        kwargs: Any = fx.node.map_aggregate(node.kwargs, new)
         if node.target is operator.getitem:
             return self.graph.call_function(operator.getitem, args)
         arguments = arguments_of(node)

@@ -18,8 +18,10 @@ from secateur.structure.history import note
 from secateur.structure.removal import Removal
 from secateur.structure.repair import Repairs, repair
 from secateur.structure.rewrite import as_graph as rewrite
+from secateur.structure.rewrite import run_graph
 from secateur.structure.surgery import Undo, cut, cut_optimizer, set_attributes
 from secateur.structure.trace import Axis, Trace, followed_again, positional, trace
+from secateur.structure.wrapping import check_examples, own_module
 
 
 class Masked(Protocol):
@@ -90,10 +92,16 @@ def shrink(
     Linear(in_features=8, out_features=6, bias=True)
     """
     masks: Mapping[str, Tensor] = getattr(masks_or_sparsifier, "masks", masks_or_sparsifier)  # type: ignore[arg-type]
+    model = own_module(model)
+    if optimizer is None:
+        # A sparsifier knows the optimiser that it is attached to.
+        attachment = getattr(masks_or_sparsifier, "_attachment", None)
+        optimizer = getattr(attachment, "optimizer", None)
     _check_arguments(model, optimizer, round_to)
     check_masks(model, masks)
     masks = _by_first_name(model, masks)
     inputs = positional(example_inputs)
+    check_examples(inputs)
     structure = _known(model, masks_or_sparsifier, graft, as_graph)
     if structure is None:
         structure = trace(model, inputs, graft, in_code=not as_graph)
@@ -150,9 +158,10 @@ class _Work:
             if not exact and not inexact:
                 if before.dtype is not torch.float64 and not double:
                     return None
+                undo.run()
                 raise SecateurError(
                     f"the shrunk network differs from the masked one by {gap:.2g} (relative), so "
-                    "the model was left as it was"
+                    f"the model was left as it was{self._if_random(before)}"
                 )
             notes += _notes(inexact, dropped, repairs)
             result = ShrinkResult(
@@ -175,7 +184,10 @@ class _Work:
         What a network chooses by its data, such as the best boxes, may turn on rounding.
         """
         inside = bool(before.calls) and graph is None
-        after = verify.run(graph or self.model, self.inputs, double, inside=inside)
+        if graph is not None:
+            after = run_graph(graph, self.inputs, double)
+        else:
+            after = verify.run(self.model, self.inputs, double, inside=inside)
         gap = verify.difference(before, after)
         if gap > verify.tolerance(before) and inside:
             within = verify.difference_inside(before, after)
@@ -183,6 +195,15 @@ class _Work:
                 said = "its outputs differ by what its own code chooses among near-equal values"
                 return within, (f"all modules agree with the masked network's; {said}",)
         return gap, ()
+
+    def _if_random(self, before: verify.Outputs) -> str:
+        """Say so where the model, as it was, gives something else with another seed."""
+        double = before.dtype is torch.float64
+        one, other = (verify.run(self.model, self.inputs, double, seed=seed) for seed in (0, 1))
+        if verify.difference(one, other) <= verify.tolerance(one):
+            return ""
+        return (": its forward pass draws random numbers in evaluation mode too, which cannot be "
+                "compared; switch that off")  # fmt: skip
 
     def _masked_structure(self, undo: Undo) -> tuple[Trace, Dropped]:
         """Take dead branches out; return the structure of what is left, with its masks."""
@@ -232,13 +253,17 @@ def _masked_outputs(
         raise SecateurError(f"the model cannot run on the example inputs: {said}") from error
 
 
-def _check_arguments(model: Any, optimizer: Any, round_to: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise SecateurError(f"the model is a {type(model).__name__}: expected an nn.Module")
+def _check_arguments(model: nn.Module, optimizer: Any, round_to: Any) -> None:
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise SecateurError(
             f"the optimizer is a {type(optimizer).__name__}: expected a torch.optim.Optimizer"
         )
+    if optimizer is not None:
+        own = {id(parameter) for parameter in model.parameters()}
+        if not any(id(each) in own for group in optimizer.param_groups for each in group["params"]):
+            raise SecateurError(
+                "the optimizer holds none of the model's parameters: give the one that trains it"
+            )
     if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
         raise SecateurError(f"round_to={round_to!r}: expected a whole number of at least 1")
 

@@ -140,7 +140,9 @@ def made_smaller(
         for name, dims in held.items():
             owner, attribute = _owner(model, name)
             tensor = getattr(owner, attribute)
-            emptied = isinstance(tensor, nn.Parameter) and not data and not tensor.is_meta
+            # A parametrised weight is computed from its tensors wherever it is read.
+            alone = isinstance(tensor, nn.Parameter) or "parametrizations." in name
+            emptied = alone and not data and not tensor.is_meta
             if tuple(tensor.shape) == removal.shape(dims) and not emptied:
                 continue
             smaller = (

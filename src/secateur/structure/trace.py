@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from secateur.errors import SecateurError
 from secateur.structure.express import pin_what_code_cannot_express
 from secateur.structure.infer import infer
 from secateur.structure.record import record, record_best
@@ -19,6 +18,7 @@ from secateur.structure.removal import Removal
 from secateur.structure.repair import Run, again_with_data
 from secateur.structure.rules import Findings
 from secateur.structure.terms import Pin, Term, find, leaves, pin
+from secateur.structure.wrapping import check_examples, own_module
 from secateur.structure.zeros import Zeros
 
 
@@ -112,9 +112,9 @@ def trace(model: nn.Module, example_inputs: Any, graft: bool = True, in_code: bo
     >>> [(axis.name, axis.size) for axis in trace(model, torch.zeros(1, 8)).removable]
     [('0', 16)]
     """
-    if not isinstance(model, nn.Module):
-        raise SecateurError(f"the model is a {type(model).__name__}: expected an nn.Module")
+    model = own_module(model)
     inputs = positional(example_inputs)
+    check_examples(inputs)
     findings = Findings()
     held: dict[str, list[Term]] = {}
     runs = _runs(model, inputs, findings, held)
