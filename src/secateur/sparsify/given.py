@@ -1,10 +1,10 @@
-"""What the user gives, as the sparsifier takes it: the bare model, the arguments as a tuple."""
+"""What the user gives, as the sparsifier takes it: the arguments as a tuple."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import SecateurError
 
@@ -21,15 +21,3 @@ def positional(example_inputs: Any) -> tuple[Any, ...] | None:
         f"example_inputs is a {type(example_inputs).__name__}: expected a tensor, or a tuple with "
         "the model's positional arguments"
     )
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's own module from under DistributedDataParallel, DataParallel or compile."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        else:
-            inner = getattr(model, "_orig_mod", None)
-            if not isinstance(inner, nn.Module):
-                return model
-            model = inner

@@ -17,7 +17,7 @@ from secateur.sparsify.budget import Budget, count_kept
 from secateur.sparsify.coupled import CoupledEngine
 from secateur.sparsify.engine import Engine
 from secateur.sparsify.gates import Gates
-from secateur.sparsify.given import positional, unwrap
+from secateur.sparsify.given import positional
 from secateur.sparsify.latency import fit_latency
 from secateur.sparsify.memory import initial_memory
 from secateur.sparsify.pieces import Pieces
@@ -27,7 +27,7 @@ from secateur.sparsify.setup import Setup, prepare
 from secateur.sparsify.state import save_state, take_state
 from secateur.sparsify.statistics import Loss
 from secateur.sparsify.terms import Teacher, make_term
-from secateur.structure import Trace, shrink
+from secateur.structure import Trace, shrink, unwrap
 from secateur.technique import Technique
 from secateur.technique.catalogue import find_technique
 from secateur.technique.update import HIDDEN
@@ -162,6 +162,11 @@ class Sparsifier:
         return self._setup.measure.structure if self._setup.measure is not None else None
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimiser that advances it, None where it is not attached."""
+        return self._attachment.optimizer if self._attachment is not None else None
+
+    @property
     def history(self) -> list[dict[str, float]]:
         """One row per mask update: step, progress, target and achieved share in the currency."""
         return self._memory.history
@@ -233,10 +238,9 @@ class Sparsifier:
             with torch.no_grad():
                 self._gates.settle(self._memory)
         if result.changed and (progress < 1 or self._attachment is None):
-            optimizer = self._attachment.optimizer if self._attachment else None
             pruned = [prunable.weight.parameter for prunable in self._setup.prunables]
             updates.after_removal(
-                self.model, self.technique.update, self._memory, optimizer, pruned
+                self.model, self.technique.update, self._memory, self.optimizer, pruned
             )
         self.apply()
         self._engine.remember(self._memory, result)

@@ -19,6 +19,7 @@ from secateur.structure.shrink import ShrinkResult, shrink
 from secateur.structure.trace import Axis, Trace, trace
 from secateur.structure.usage import Usage, observe
 from secateur.structure.weights import PrunableWeight, choose_weights, find_weights
+from secateur.structure.wrapping import unwrap
 
 __all__ = [
     "Axis",
@@ -48,4 +49,5 @@ __all__ = [
     "shrink",
     "trace",
     "trace_flow",
+    "unwrap",
 ]

@@ -125,7 +125,10 @@ def _made_of(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:
 
 def _standard(module: nn.Module, path: str, groups: int | None) -> Changes:
     """Return what the attributes of torch's own layers must be, read off their parameters."""
-    weight = getattr(module, "weight", None)
+    # Reading a weight that others make may change those: spectral norms count their reads.
+    made = module._modules.get("parametrizations", nn.Module())
+    weight = getattr(getattr(made, "weight", None), "original", None)
+    weight = getattr(module, "weight", None) if weight is None else weight
     shape = tuple(weight.shape) if weight is not None and hasattr(weight, "shape") else ()
     found: dict[str, Any] = {}
     if isinstance(module, nn.modules.conv._ConvNd) and len(shape) > 2:

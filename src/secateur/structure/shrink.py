@@ -93,10 +93,8 @@ def shrink(
     """
     masks: Mapping[str, Tensor] = getattr(masks_or_sparsifier, "masks", masks_or_sparsifier)  # type: ignore[arg-type]
     model = own_module(model)
-    if optimizer is None:
-        # A sparsifier knows the optimiser that it is attached to.
-        attachment = getattr(masks_or_sparsifier, "_attachment", None)
-        optimizer = getattr(attachment, "optimizer", None)
+    if optimizer is None:  # a sparsifier knows the one that it is attached to
+        optimizer = getattr(masks_or_sparsifier, "optimizer", None)
     _check_arguments(model, optimizer, round_to)
     check_masks(model, masks)
     masks = _by_first_name(model, masks)
