@@ -315,6 +315,8 @@ def test_ctrl_c_tells_how_to_go_on(here):
     running = subprocess.Popen(
         [sys.executable, "-m", "secateur", "study", "small.yaml", "--out", "out"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell lets its background jobs ignore Ctrl-C, and these tests may be part of one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     try:
         end = time.monotonic() + 240
