@@ -139,7 +139,10 @@ def _compression(runs: Sequence[Mapping[str, Any]]) -> str:
     ]  # fmt: skip
     head = ["technique", "distilled", "MACs", "params", "steps", "AUC pruned", "AUC at the end",
             "generated"]  # fmt: skip
-    return table(head, rows) + "\nAUC over 600 pairs, in PyTorch; steps of pruning + of tuning.\n"
+    return table(head, rows) + (
+        "\nAUC over 600 pairs, in PyTorch; steps of pruning + of tuning. One run each: rows of "
+        "equal steps may be compared, and small differences between them may be chance.\n"
+    )
 
 
 def _robustness(result: Mapping[str, Any]) -> str:
