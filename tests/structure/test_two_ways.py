@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -115,3 +118,29 @@ def test_a_way_that_does_not_run_is_left_aside() -> None:
     questions = (torch.compiler.is_compiling, torch.jit.is_tracing)
     assert [axis.size for axis in trace(Failing().eval(), torch.zeros(2, 4)).removable] == [8]
     assert (torch.compiler.is_compiling, torch.jit.is_tracing) == questions
+
+
+FIRST_COMPILED_AFTER_A_TRACE = """
+import torch
+from torch import nn
+from secateur import trace
+
+model = nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 4, 32, batch_first=True))
+x = torch.randn(2, 5, 8)
+trace(model, x)
+
+class Asks(nn.Module):
+    def forward(self, x):
+        return x + 1 if torch.compiler.is_compiling() else x - 1
+
+torch.compile(model, backend="eager", fullgraph=True)(x)
+assert torch.equal(torch.compile(Asks(), backend="eager", fullgraph=True)(x), x + 1)
+assert torch.equal(Asks()(x), x - 1)
+"""
+
+
+def test_a_process_that_traces_first_still_compiles() -> None:
+    """Dynamo remembers PyTorch's functions as they are when it is imported."""
+    run = [sys.executable, "-W", "ignore", "-c", FIRST_COMPILED_AFTER_A_TRACE]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -7,6 +7,7 @@ used: in a module's forward, through ``torch.nn.functional``, or inside an atten
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -167,6 +168,8 @@ def transparent(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def answering(traced: bool, asked: Callable[[], None]) -> Iterator[None]:
     """Tell the model's code whether it is being traced, where it asks PyTorch; note that it did."""
+    # Dynamo looks these functions up when it is first imported, and has to find the real ones.
+    importlib.import_module("torch._dynamo")
     places = [(each, name, vars(each)[name]) for each, name in _TRACING if hasattr(each, name)]
 
     def answer(own: Callable[[], bool]) -> Callable[[], bool]:
