@@ -107,7 +107,7 @@ def by_secateur(technique: str) -> Prune:
 
 def torch_pruner(model: nn.Module, share: float, whole: bool) -> Any:
     """Make a pruner of Torch-Pruning that takes a share of the channels, globally if ``whole``."""
-    import torch_pruning as tp  # type: ignore[import-untyped,unused-ignore]
+    import torch_pruning as tp
 
     return tp.pruner.BasePruner(
         model, EXAMPLE, importance=tp.importance.GroupMagnitudeImportance(p=2, bias=True),
