@@ -1,6 +1,10 @@
 """Step 2: train the dense network; stop it at any time, the same command goes on.
 
-python -m train.train --cache FOLDER --out FOLDER --steps 14000
+python -m train.train --cache FOLDER --out FIRST --steps 14000
+python -m train.train --cache FOLDER --out DENSE --start FIRST/last.pt --steps 22000 \\
+    --rate 2e-3 --ramp 0 --whole 0.75 --seed 2
+
+The second line is another rise and fall of the learning rate, from where the first one ended.
 """
 
 from __future__ import annotations
@@ -119,11 +123,20 @@ def rate_at(step: int, settings: Settings) -> float:
     return float(0.5 * (1 + np.cos(np.pi * (place - settings.warm) / (1 - settings.warm))))
 
 
-def train(settings: Settings, cache: Cache, held: Validation, out: Path) -> None:
-    """Train to the end, from the last checkpoint in ``out`` if there is one."""
+def train(
+    settings: Settings, cache: Cache, held: Validation, out: Path,
+    start: Path | None = None, compiled: bool = False,
+) -> None:  # fmt: skip
+    """Train to the end, from the last checkpoint in ``out`` if there is one, else from ``start``.
+
+    ``compiled`` fuses the operators between the convolutions: four fifths of the time.
+    """
     torch.manual_seed(settings.seed)
     model = Detector(settings.widths, settings.blocks).to(memory_format=torch.channels_last)
+    if start is not None:
+        model.load_state_dict(load_dense(start).state_dict())
     mean = copy.deepcopy(model)
+    forward = torch.compile(model) if compiled else model
     optimiser = optimiser_for(model, settings.rate, settings.decay)
     first, kept = 0, out / "last.pt"
     if kept.exists():
@@ -145,7 +158,7 @@ def train(settings: Settings, cache: Cache, held: Validation, out: Path) -> None
         if step < settings.whole * settings.steps:
             batch = batch.part(settings.side, step)  # noqa: PLW2901
         with torch.autocast("cpu", torch.bfloat16):  # half the time of 32 bits
-            logits, maps = model(batch.faces)
+            logits, maps = forward(batch.faces)
         parts = losses(logits.float(), maps.float(), batch)
         optimiser.zero_grad()
         sum((WEIGHTS[name] * part for name, part in parts.items()), torch.zeros(())).backward()
@@ -198,13 +211,21 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="what train.prepare wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--whole", type=float, default=Settings.whole)
+    parser.add_argument("--start", type=Path, help="checkpoint whose weights to start from")
+    for name in ("rate", "ramp", "whole"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Settings, name))
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     arguments = parser.parse_args()
     one_thread()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(arguments.steps, whole=arguments.whole)
+    settings = Settings(
+        arguments.steps, rate=arguments.rate, ramp=arguments.ramp, whole=arguments.whole,
+        seed=arguments.seed,
+    )  # fmt: skip
     held = build(arguments.data, limit=LIMIT)
-    train(settings, Cache.open(arguments.cache), held, arguments.out)
+    cache = Cache.open(arguments.cache)
+    train(settings, cache, held, arguments.out, arguments.start, arguments.compile)
 
 
 if __name__ == "__main__":
