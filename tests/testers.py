@@ -146,6 +146,7 @@ def full_evidence(
         greedy=tensor(groups, 1, inputs, *ones).abs(),
         lasso=tensor(groups, 1, inputs, *ones).abs(),
         fisher_surgeon=tensor(*weight.shape),
+        network_elimination=tensor(*weight.shape).abs(),
         norm_scale=tensor(groups, outputs, 1, *ones),
         carried=tensor(*weight.shape).abs(),
         generator=generator,

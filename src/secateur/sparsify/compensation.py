@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.sparsify.curvature import joined, network_refit, parted
 from secateur.sparsify.fisher import refit_blocks
 from secateur.sparsify.passing import eliminate
 from secateur.sparsify.pickers import Picker, solve_admm, swap
@@ -121,6 +122,9 @@ class Compensator:
         """Change the survivors under the masks, which are not applied yet."""
         if self.how is None or self.how.chooses:
             return
+        if self.how.method == "network":
+            self._solve_together(masks, statistics["network_curvature"][""])
+            return
         factors: dict[int, Tensor] = {}
         for prunable in self.prunables:
             weight = prunable.weight
@@ -139,6 +143,16 @@ class Compensator:
             else:
                 gram = statistics["gram"][weight.name]
                 self._write(weight, self._refitted(weight, rows, kept, gram, factors))
+
+    def _solve_together(self, masks: Mapping[str, Tensor], curvature: Tensor) -> None:
+        """Change the survivors of all weights by one quadratic model."""
+        kept = joined(self.prunables, masks)
+        if bool(kept.all()):
+            return
+        values = joined(self.prunables, dict(self.model.named_parameters())).detach()
+        solved = parted(self.prunables, network_refit(values, kept, curvature))
+        for prunable in self.prunables:
+            self._write(prunable.weight, solved[prunable.weight.name])
 
     def _refitted(
         self,

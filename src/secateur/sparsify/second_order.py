@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateur.sparsify.curvature import curvature, joined, network_elimination, unit_columns
 from secateur.sparsify.fisher import fisher_blocks, fisher_surgeon
 from secateur.sparsify.inputs import read_inputs
 from secateur.sparsify.scoring import widen
@@ -30,7 +31,7 @@ def measure(
     """Measure the needs that are about second derivatives and mean inputs, by name of the weight.
 
     ``gram`` [groups, n, n] and ``input_mean`` [groups, n] are over the n columns of a weight,
-    ``fisher_blocks`` over its units.
+    ``fisher_blocks`` over its units, and ``network_curvature`` over all weights, with no name.
     """
     asked = set(needs)
     found: Statistics = {}
@@ -42,7 +43,27 @@ def measure(
         if how is not None and how.method == "fisher":
             settings = {"block": how.block, "damping": how.damping}
         found["fisher_blocks"] = fisher_blocks(model, prunables, data, loss, **settings)
+    if asked & {"network_curvature", "network_elimination"}:
+        damping = METHODS["network"].settings["damping"]
+        if how is not None and how.method == "network":
+            damping = how.damping
+        whole = curvature(model, prunables, data, loss, damping)
+        found["network_curvature"] = {"": whole}
+        if "network_elimination" in asked:
+            found["network_elimination"] = _network_elimination(model, prunables, whole)
     return found
+
+
+def _network_elimination(
+    model: nn.Module, prunables: Sequence[Prunable], matrix: Tensor
+) -> dict[str, Tensor]:
+    """Return the place of each weight's unit by the weight's name, in its layout."""
+    weights = joined(prunables, dict(model.named_parameters())).detach().double()
+    places = network_elimination(weights, matrix, unit_columns(prunables))
+    return {
+        prunable.weight.name: prunable.units.spread(place)
+        for prunable, place in zip(prunables, places, strict=True)
+    }
 
 
 def derived(need: str, prunable: Prunable, weight: Tensor, statistics: Statistics) -> Tensor:

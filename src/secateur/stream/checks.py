@@ -14,6 +14,8 @@ _OF_THE_LOSS = {
     "synaptic_flow",
     "fisher_surgeon",
     "fisher_blocks",
+    "network_elimination",
+    "network_curvature",
     "learned",
 }
 

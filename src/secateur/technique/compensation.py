@@ -71,6 +71,12 @@ METHODS: dict[str, Method] = {
         {"damping": 1e-4, "block": 50},
         ("fisher_blocks",),
     ),
+    "network": Method(
+        "the step to the minimum of the loss's quadratic model over all layers' weights together",
+        "Hassibi and Stork 1992",
+        {"damping": 1e-4},
+        ("network_curvature",),
+    ),
 }
 """Method to what it does."""
 

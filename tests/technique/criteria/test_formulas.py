@@ -28,7 +28,7 @@ X, GAMMA, TAYLOR = made(7, (1, 1, 4, 1, 1)).abs(), made(8, (1, 6, 1, 1, 1)), mad
     1, 6, 1, 1, 1)).abs()  # fmt: skip
 SURGEON, GONE, FISHER_SURGEON = made(16), made(17).abs(), made(18)
 GREEDY, LASSO = (made(seed, (1, 1, 4, 1, 1)).abs() for seed in (19, 20))
-LEARNED, MASKED, MASSES = made(21), made(22), made(27).abs()
+LEARNED, MASKED, MASSES, PLACES = made(21), made(22), made(27).abs(), made(28).abs()
 BLOCK, WITHOUT = (made(seed, (1, 1, 1, 1, 1)).abs() for seed in (23, 24))
 SCALES, CARRIED = (made(seed, (1, 6, 1, 1, 1)).abs() for seed in (25, 26))
 HG, FLOW, SPREAD = made(10), made(11).abs(), made(12, (1, 1, 4, 1, 1)).abs()
@@ -36,6 +36,7 @@ ACTIVE, RANK, APART = (made(seed, (1, 6, 1, 1, 1)).abs() for seed in (13, 14, 15
 EVIDENCE = Evidence(
     W, W0, PREVIOUS, G, F.abs(), H, X, TAYLOR, GAMMA, hessian_gradient=HG, synaptic_flow=FLOW,
     surgeon=SURGEON, elimination=GONE, greedy=GREEDY, lasso=LASSO, fisher_surgeon=FISHER_SURGEON,
+    network_elimination=PLACES,
     learned=LEARNED, masked_gradient=MASKED, block_influence=BLOCK, removal_loss=WITHOUT,
     scale_taylor=SCALES, propagated=CARRIED, carried=MASSES,
     input_spread=SPREAD, output_active=ACTIVE, output_rank=RANK, output_independence=APART,
@@ -78,6 +79,7 @@ ELEMENTS: dict[str, Tensor] = {
     "thinet": GREEDY.expand(SHAPE),
     "lasso": LASSO.expand(SHAPE),
     "woodfisher": W * FISHER_SURGEON / 2,
+    "network_obs": PLACES,
     "learned": LEARNED,
     "popup": LEARNED.abs(),
     "hard_concrete": LEARNED,

@@ -11,7 +11,6 @@ MISSING: dict[str, str] = {
     "blockwise_gradient": "gradients of a block's own output, without the loss",
     "depth_shares": "shares of a budget that rise with a layer's depth",
     "evolved_allocation": "an evolutionary search over allocations of a fixed budget",
-    "full_hessian": "the inverse of the whole network's Hessian",
     "half_space_projection": "an optimiser step that projects whole groups onto zero",
     "joint_granularity": "several granularities pruned at once under one budget",
     "lagrangian": "a multiplier in the loss that holds a target size or shape",

@@ -32,6 +32,7 @@ NEEDS: dict[str, str] = {
     "greedy": "when an input channel goes as those go that the output misses least",
     "lasso": "the penalty at which a lasso over input channels drops each",
     "fisher_surgeon": "what a unit's own weights cost by the inverse of the Fisher matrix's blocks",
+    "network_elimination": "a unit's place as a network's go one by one and all others make up",
     "norm_scale": "the scale of the norm that follows the layer, found by data flow",
     "carried": "the sum of squares over all that carries a unit's channel",
 }
@@ -57,6 +58,7 @@ FROM_DATA = FROM_OUTPUTS | {
     "greedy",
     "lasso",
     "fisher_surgeon",
+    "network_elimination",
 }
 """The needs that only a pass over data can fill (a gradient may also come from training)."""
 
@@ -90,6 +92,7 @@ class Evidence:
     greedy: Tensor | None = None
     lasso: Tensor | None = None
     fisher_surgeon: Tensor | None = None
+    network_elimination: Tensor | None = None
     learned: Tensor | None = None
     block_influence: Tensor | None = None
     removal_loss: Tensor | None = None

@@ -67,3 +67,14 @@ def lasso(evidence: Evidence) -> Tensor:
 def woodfisher(evidence: Evidence) -> Tensor:
     """Return w_Q^T (F^-1[Q, Q])^-1 w_Q / 2 once summed over a unit Q, F the empirical Fisher."""
     return evidence.weight * evidence.get("fisher_surgeon") / 2
+
+
+@criterion(
+    "network_obs",
+    summary="when the unit goes, as a network's go one by one and all the others make up",
+    source="Hassibi and Stork 1992",
+    needs=("network_elimination",),
+)
+def network_obs(evidence: Evidence) -> Tensor:
+    """Return the unit's place; the next Q has the least w_Q^T (H^-1[Q, Q])^-1 w_Q / 2 of all."""
+    return evidence.get("network_elimination")
