@@ -50,10 +50,12 @@ def carry_out(entry: CatalogueEntry) -> tuple[nn.Module, Sparsifier]:
     else:
         batches = map(batch, range(STEPS))
         inputs = batch(99)[0]
+    ordered = entry.technique.granularity.order == "assigned"
     implied = entry.technique.granularity.block is not None or emerges(entry)
     sparsifier = Sparsifier(
         network, entry.technique, sparsity=None if implied else 0.5, data=[batch(99)] if not heads
-        else [(inputs, torch.arange(8))], example_inputs=inputs[:1] if heads or layers else None,
+        else [(inputs, torch.arange(8))],
+        example_inputs=inputs[:1] if heads or layers or ordered else None,
     )  # fmt: skip
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     sparsifier.attach(optimizer, STEPS, steps_per_epoch=EPOCH)
@@ -102,10 +104,11 @@ def test_it_is_described_for_a_model(entry: CatalogueEntry, coupled: bool) -> No
     heads, layers = granularity.head, not granularity.named
     network = deep() if layers else fresh("transformer" if heads else "small_cnn")
     inputs = example("transformer") if heads else (batch(0)[0],)
+    traced = coupled or heads or granularity.order == "assigned"
     words = entry.technique.words()
     assert len(words) == 6 and all(len(line) > 8 and line.endswith(".") for line in words)
     try:
-        rows = describe_layers(network, entry.technique, inputs if coupled or heads else None)
+        rows = describe_layers(network, entry.technique, inputs if traced else None)
     except SecateurError as error:
         assert coupled and "couples them" in str(error)
         return

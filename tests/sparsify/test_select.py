@@ -82,6 +82,13 @@ def test_the_sampled_threshold_is_exact(
     assert same(keep_highest(parts, removing), by_stable_sort(parts, removing))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_types_of_numbers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "_SAMPLE", 64)
+    parts = [part.to(dtype) for part in _many("normal")]
+    assert same(keep_highest(parts, 3333), by_stable_sort(parts, 3333))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 5)), min_size=1, max_size=12),

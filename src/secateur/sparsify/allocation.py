@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
-from secateur.sparsify.select import keep_highest
+from secateur.sparsify.lazy import Scores, keep_best
 from secateur.structure.weights import PrunableWeight, matches
 from secateur.technique.context import Context
 
@@ -49,7 +49,7 @@ def shares(
     layers: Sequence[Layer],
     amount: float,
     claimed: float = 1.0,
-    lamp_scores: Sequence[Tensor] = (),
+    lamp_scores: Sequence[Scores] = (),
     damage: Mapping[str, float] | None = None,
     ends: tuple[str | None, str | None] | None = None,
     traits: Sequence[float] = (),
@@ -190,7 +190,7 @@ def _limits_of_uniform_plus(
     return [limits.get(layer.weight.name, 1.0) for layer in layers]
 
 
-def by_ranking(layers: Sequence[Layer], amount: float, scores: Sequence[Tensor]) -> list[float]:
+def by_ranking(layers: Sequence[Layer], amount: float, scores: Sequence[Scores]) -> list[float]:
     """Rank all units together and count how many of each layer are among the lowest.
 
     Where layers cost differently per unit, the number of units is found by bisection.
@@ -198,7 +198,7 @@ def by_ranking(layers: Sequence[Layer], amount: float, scores: Sequence[Tensor])
     costs = [layer.cost / max(1, len(part)) for layer, part in zip(layers, scores, strict=True)]
 
     def taken(count: int) -> list[int]:
-        return [len(kept) - int(torch.count_nonzero(kept)) for kept in keep_highest(scores, count)]
+        return [len(kept) - int(torch.count_nonzero(kept)) for kept in keep_best(scores, count)]
 
     low, high = 0, sum(len(part) for part in scores)
     if max(costs) - min(costs) < 1e-12 * max(costs):

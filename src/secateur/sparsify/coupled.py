@@ -16,6 +16,7 @@ from secateur.sparsify.allocation import Layer, shares, written
 from secateur.sparsify.coupling import Measure, fewest
 from secateur.sparsify.engine import Engine
 from secateur.sparsify.hiding import masked
+from secateur.sparsify.lazy import complete
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Choice, Entry, choose
 from secateur.sparsify.ranks import same_on_every_rank
@@ -228,7 +229,9 @@ class CoupledEngine(Engine):
             with masked(self.model, masks), recalibrated(self.model, data):
                 return mean_loss(self.model, data, self.loss)
 
-        scores = [entry.scores.masked_fill(entry.removed, -torch.inf) for entry in entries]
+        scores = [
+            complete(entry.scores).masked_fill(entry.removed, -torch.inf) for entry in entries
+        ]
         spent = [entry.spent() for entry in entries]
         amount = claimed * budget.removed * sum(entry.cost for entry in entries)
         return search(name, _layers(entries), scores, spent, amount, trial, generator)
@@ -317,7 +320,7 @@ class CoupledEngine(Engine):
         wanted = min(size, max(least, round(count / multiple) * multiple))
         if abs(size - count) < abs(wanted - count):
             wanted = size
-        scores = entry.scores
+        scores = complete(entry.scores)
         if self.technique.schedule.mask.kind != "reselected":
             scores = scores.masked_fill(entry.removed, -torch.inf)
         order = scores.argsort(descending=True, stable=True)

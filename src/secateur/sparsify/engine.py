@@ -15,16 +15,19 @@ from secateur.sparsify.budget import count_kept, mask_overhead
 from secateur.sparsify.compensation import Chosen
 from secateur.sparsify.hiding import masked
 from secateur.sparsify.knowledge import Knowledge
+from secateur.sparsify.lazy import Scores, complete
 from secateur.sparsify.memory import Memory
+from secateur.sparsify.ordering import assigned_orders
 from secateur.sparsify.plan import Choice, Entry, choose
 from secateur.sparsify.ranks import same_on_every_rank
 from secateur.sparsify.report import prunable_elements
 from secateur.sparsify.result import StepResult, why_short
-from secateur.sparsify.scoring import refuse_nan, score_units
+from secateur.sparsify.scoring import rank_units, refuse_nan, score_units
 from secateur.sparsify.search import Division, by_momentum, recalibrated, search
 from secateur.sparsify.select import count_true, keep_highest
-from secateur.sparsify.setup import Prunable, Setup
+from secateur.sparsify.setup import Ordering, Prunable, Setup
 from secateur.sparsify.statistics import Loss, Statistics, mean_loss
+from secateur.structure import reorder
 from secateur.technique import Criterion, Technique
 from secateur.technique.context import SEARCHED
 
@@ -114,6 +117,8 @@ class Engine(Knowledge):
         """
         schedule = self.technique.schedule
         claimed = schedule.at(progress) if share is None else share
+        if self.setup.ordering is not None and claimed > 0 and not memory.ordered:
+            self._order_channels(self.setup.ordering, masks, memory)
         statistics = self._statistics(masks)
         generator = torch.Generator()
         generator.set_state(memory.generator)
@@ -138,6 +143,33 @@ class Engine(Knowledge):
         memory.generator = generator.get_state()
         memory.claimed = claimed
         return self._result(progress, claim, entries, Choice(kept, choice.unmet), removed, counts)
+
+    def _order_channels(self, ordering: Ordering, masks: dict[str, Tensor], memory: Memory) -> None:
+        """Reorder the model's channels by the scores of this moment, and what is remembered."""
+        generator = torch.Generator()
+        generator.set_state(memory.generator)
+        statistics = self._statistics(masks)
+        scores = [
+            score_units(
+                self.technique.criteria,
+                self._evidence(prunable, memory, statistics, generator),
+                prunable.units,
+            )
+            for prunable in self.setup.prunables
+        ]
+        granularity = self.technique.granularity
+        assert granularity.kept is not None and granularity.block is not None
+        weights = [prunable.weight for prunable in self.setup.prunables]
+        orders = assigned_orders(
+            ordering.structure, weights, scores, granularity.kept, granularity.block
+        )
+        same = same_on_every_rank(list(orders.values())) if orders else []
+        done = reorder(
+            self.model, ordering.structure, dict(zip(orders, same, strict=True)), ordering.inputs,
+            self.optimizer,
+        )  # fmt: skip
+        memory.follow(done)
+        memory.ordered = True
 
     def _decide(
         self,
@@ -241,11 +273,11 @@ class Engine(Knowledge):
         for entry, prunable, share in zip(plain, self.setup.prunables, divided, strict=True):
             evidence = self._evidence(prunable, memory, statistics, generator)
             removing = round(share * entry.units.count)
-            scores = score_units(self.technique.criteria, evidence, entry.units, removing)
+            scores = rank_units(self.technique.criteria, evidence, entry.units, removing)
             refuse_nan(scores, entry.weight.name, evidence.weight, self.technique.criteria)
             claimed = share
             if self.technique.context.allocation == "threshold" and claim.share:
-                claimed = float((scores < 0).double().mean())
+                claimed = float((complete(scores) < 0).double().mean())
             growth = self._growth(evidence, entry, generator)
             entries.append(replace(entry, scores=scores, share=claimed, growth=growth))
         return entries
@@ -258,10 +290,10 @@ class Engine(Knowledge):
         statistics: Statistics,
         generator: torch.Generator,
     ) -> list[float]:
-        lamp: list[Tensor] = []
+        lamp: list[Scores] = []
         if self.technique.context.allocation == "lamp":
             lamp = [
-                score_units(
+                rank_units(
                     Criterion("lamp"),
                     self._evidence(prunable, memory, {}, generator, plain=True),
                     prunable.units,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.sparsify.setup import Setup
+from secateur.structure import Reordered
 from secateur.technique import Technique
 
 
@@ -26,8 +27,8 @@ class Memory:
     ``learned`` the numbers that are trained beside the weights, ``dense`` the parameters' own
     values while the forward pass uses something else, and ``noise`` what it drew; ``fixed`` the
     values that training must not change; ``damage`` the measured loss increase per layer;
-    ``claimed`` the share claimed last, and ``settled`` that it will not change again; ``step`` and
-    ``total`` count optimiser steps.
+    ``ordered`` that channels have been reordered; ``claimed`` the share claimed last, and
+    ``settled`` that it will not change again; ``step`` and ``total`` count optimiser steps.
     """
 
     generator: Tensor
@@ -44,6 +45,7 @@ class Memory:
     noise: dict[str, Tensor] = field(default_factory=dict)
     fixed: dict[str, Tensor] = field(default_factory=dict)
     damage: dict[str, float] = field(default_factory=dict)
+    ordered: bool = False
     claimed: float | None = None
     settled: bool = False
     updates: int = 0
@@ -54,6 +56,12 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything, made of tensors and plain values."""
         return {each.name: copy.deepcopy(getattr(self, each.name)) for each in fields(self)}
+
+    def follow(self, reordered: Reordered) -> None:
+        """Bring what is remembered of the model's values into the order that they have now."""
+        for table in (self.saved, self.previous, self.rewind, self.fixed):
+            for name, tensor in table.items():
+                table[name] = reordered.follow(name, tensor)
 
     def check(self, like: Memory, model: nn.Module) -> None:
         """Raise SecateurError where this memory cannot be one of the same run as ``like``."""
@@ -80,7 +88,8 @@ class Memory:
             raise SecateurError("the state's history is not a list of rows")
         if not (self.claimed is None or isinstance(self.claimed, float | int)):
             raise SecateurError(f"the state's claimed share is {self.claimed!r}")
-        if not (isinstance(self.settled, bool) and isinstance(self.returning, bool)):
+        flags = (self.settled, self.returning, self.ordered)
+        if not all(isinstance(flag, bool) for flag in flags):
             raise SecateurError("the state's flags are not true or false")
         for what in ("damage", "optimizer", "scheduler"):
             value = getattr(self, what)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
-from secateur.sparsify.select import count_true, keep_highest, keep_highest_rows, keep_within
+from secateur.sparsify.lazy import Scores, complete, keep_best
+from secateur.sparsify.select import count_true, keep_highest_rows, keep_within
 from secateur.sparsify.units import Units, removable
 from secateur.structure.weights import PrunableWeight, matches
 from secateur.technique import Technique
@@ -20,8 +21,8 @@ from secateur.technique import Technique
 class Entry:
     """One weight in a plan: its units, what each costs, its scores and what is removed now.
 
-    ``scores`` and ``removed`` are [units]; ``growth`` scores removed units that may return;
-    ``unit_cost`` is the cost of a complete unit, ``share`` the share of units to remove;
+    ``scores``, which may be lazy, and ``removed`` are [units]; ``growth`` scores removed units
+    that may return; ``unit_cost`` is the cost of a complete unit, ``share`` the share to remove;
     ``ranked`` are the scores with what must go at -inf and what must stay at inf; ``gone`` counts
     what is removed now, and ``removed`` need not be looked at where it is 0; ``coupled`` are the
     weights whose units these are too.
@@ -30,11 +31,11 @@ class Entry:
     weight: PrunableWeight
     units: Units
     unit_cost: float
-    scores: Tensor
+    scores: Scores
     removed: Tensor
     share: float
     growth: Tensor | None = None
-    ranked: Tensor = field(default_factory=lambda: torch.empty(0))
+    ranked: Scores = field(default_factory=lambda: torch.empty(0))
     gone: int = 0
     coupled: tuple[PrunableWeight, ...] = ()
 
@@ -165,14 +166,15 @@ def _restrict(rules: Rules, entry: Entry) -> Entry:
     """Give an infinite score to units that may not go (n:m, the least share kept)."""
     scores = entry.scores
     if rules.kind != "reselected" and entry.gone:
-        scores = scores.masked_fill(entry.removed, -torch.inf)
+        scores = complete(scores).masked_fill(entry.removed, -torch.inf)
     if rules.technique.granularity.block is not None:
+        scores = complete(scores)
         allowed = removable(scores, entry.weight, rules.technique.granularity)
         scores = scores.masked_fill(~allowed, torch.inf)
     least = math.ceil(rules.technique.context.keep * entry.units.count - 1e-9)
     if least:
-        barred = keep_highest([scores], entry.units.count - least)[0]
-        scores = scores.masked_fill(barred, torch.inf)
+        barred = keep_best([scores], entry.units.count - least)[0]
+        scores = complete(scores).masked_fill(barred, torch.inf)
     return replace(entry, ranked=scores)
 
 
@@ -191,9 +193,9 @@ def _choose_pool(
     scores = _competing(rules, members, count < sum(entry.gone for entry in members))
     able = total
     if rules.barred or any(entry.coupled for entry in members):
-        able = sum(count_true(part < torch.inf) for part in scores)
+        able = sum(count_true(complete(part) < torch.inf) for part in scores)
     found = min(count, able)
-    return keep_highest(scores, found), (count - found) * price
+    return keep_best(scores, found), (count - found) * price
 
 
 def _choose_priced(
@@ -206,21 +208,21 @@ def _choose_priced(
 
 
 def _within(
-    members: Sequence[Entry], scores: Sequence[Tensor], claim: float
+    members: Sequence[Entry], scores: Sequence[Scores], claim: float
 ) -> tuple[list[Tensor], float]:
     costs = [entry.costs() for entry in members]
-    kept = keep_within(scores, costs, claim)
+    kept = keep_within([complete(part) for part in scores], costs, claim)
     found = sum(float(cost[~mask.cpu()].sum()) for cost, mask in zip(costs, kept, strict=True))
     coarsest = max((float(cost.max()) for cost in costs if len(cost)), default=0.0)
     missed = claim - found
     return kept, missed if missed > coarsest / 2 + 1e-6 * max(1.0, claim) else 0.0
 
 
-def _competing(rules: Rules, members: Sequence[Entry], falling: bool) -> list[Tensor]:
+def _competing(rules: Rules, members: Sequence[Entry], falling: bool) -> list[Scores]:
     """Where a permanent mask has to give units back, only those that are removed compete."""
     if not (falling and rules.permanent and not rules.rising):
         return [entry.ranked for entry in members]
-    return [entry.scores.masked_fill(~entry.removed, torch.inf) for entry in members]
+    return [complete(entry.scores).masked_fill(~entry.removed, torch.inf) for entry in members]
 
 
 def _regrow(rules: Rules, members: Sequence[Entry], claim: float) -> tuple[list[Tensor], float]:
@@ -259,7 +261,7 @@ def _choose_rows(rules: Rules, entry: Entry) -> tuple[list[Tensor], float]:
         raise SecateurError(
             f"{entry.weight.name}: the tile does not divide a row, so rows cannot compete evenly"
         )
-    scores = entry.ranked.reshape(-1, per_row)
+    scores = complete(entry.ranked).reshape(-1, per_row)
     removed = entry.removed.reshape(-1, per_row)
     count = min(per_row, round(entry.share * per_row))
     if rules.kind == "regrown" and entry.gone:
@@ -275,7 +277,7 @@ def _choose_rows(rules: Rules, entry: Entry) -> tuple[list[Tensor], float]:
         if rules.rising:
             count = most
         else:
-            scores = entry.scores.reshape(-1, per_row).masked_fill(~removed, torch.inf)
+            scores = complete(entry.scores).reshape(-1, per_row).masked_fill(~removed, torch.inf)
     found = min(count, int((scores < torch.inf).sum(1).min()) if rules.barred else per_row)
     missed = (count - found) * len(scores) * entry.unit_cost
     return [keep_highest_rows(scores, found).reshape(-1)], missed

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
+from secateur.sparsify.lazy import Scores
 from secateur.sparsify.units import Units
 from secateur.technique.criteria import (
     CRITERIA,
@@ -43,6 +44,16 @@ def score_units(
     return scores
 
 
+def rank_units(criterion: Criterion, evidence: Evidence, units: Units, removing: int = 0) -> Scores:
+    """Score units as ``score_units`` does, but lazily where the criterion can; then without NaN."""
+    if criterion.inner is None and criterion.normalize is None:
+        lazily = CRITERIA.get(criterion.name).lazily
+        found = lazily(units.rows(widen(evidence.weight))[0]) if lazily else None
+        if found is not None:
+            return found
+    return score_units(criterion, evidence, units, removing)
+
+
 def _plain_scores(criterion: Criterion, evidence: Evidence, units: Units) -> Tensor:
     record = CRITERIA.get(criterion.name)
     parameters = dict(criterion.parameters)
@@ -71,8 +82,10 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in _HALF else tensor
 
 
-def refuse_nan(scores: Tensor, name: str, weight: Tensor, criterion: Criterion) -> None:
+def refuse_nan(scores: Scores, name: str, weight: Tensor, criterion: Criterion) -> None:
     """Raise SecateurError where a score is not a number, and say whether the weight was."""
+    if not isinstance(scores, Tensor):
+        return  # lazy scores are made of finite sizes only
     # A sum is NaN where an entry is, or where infinities meet, and takes one pass instead of two.
     if not bool(torch.isnan(scores.sum())) or not bool(torch.isnan(scores).any()):
         return

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _SAMPLE = 1 << 16
+_NUMPY = (torch.float32, torch.float64)
+
+
+def marked(compare: Callable[[Any, Any], Any], part: Tensor, bar: Tensor) -> Tensor:
+    """Compare the entries with a 0-d tensor; NumPy does it four times faster than torch."""
+    if part.device.type == "cpu" and part.dtype in _NUMPY:
+        return torch.from_numpy(compare(part.numpy(), bar.numpy()))
+    found: Tensor = compare(part, bar)
+    return found
+
+
+def places(mask: Tensor) -> Tensor:
+    """Return where a 1-D mask is True; NumPy finds it many times faster than torch."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.nonzero(mask)[:, 0]
 
 
 def count_true(mask: Tensor) -> int:
@@ -33,12 +51,12 @@ def keep_highest(parts: Sequence[Tensor], removing: int) -> list[Tensor]:
     if removing in (0, total):
         return [torch.full_like(part, removing == 0, dtype=torch.bool) for part in parts]
     threshold = kth_smallest(parts, removing)
-    kept = [part > threshold for part in parts]
+    kept = [marked(operator.gt, part, threshold) for part in parts]
     excess = removing - (total - sum(count_true(mask) for mask in kept))
     for part, mask in zip(reversed(parts), reversed(kept), strict=True):
         if excess == 0:
             break
-        ties = torch.nonzero(part == threshold)[:, 0]
+        ties = places(marked(operator.eq, part, threshold))
         returned = ties[max(0, len(ties) + excess) :]
         mask[returned] = True
         excess += len(returned)
@@ -64,9 +82,9 @@ def kth_smallest(parts: Sequence[Tensor], k: int) -> Tensor:
     found = []
     for part in parts:
         # What is removed already stands at -inf, in numbers that are better counted than sorted.
-        under = part <= low if bottom else part < low
+        under = marked(operator.le if bottom else operator.lt, part, low)
         below += count_true(under)
-        found.append(part[(part <= high) ^ under])
+        found.append(part[places(marked(operator.le, part, high) ^ under)])
     near = torch.cat(found)
     if bottom and k <= below:
         return low

@@ -28,6 +28,11 @@ def refuse_unstreamed(technique: Technique) -> None:
             f"the context '{context}' compares layers of the whole model, and streaming holds one "
             "block at a time: write local or row"
         )
+    if technique.granularity.order != "given":
+        raise SecateurError(
+            f"'{technique.granularity}' reorders what several blocks of the model share, and "
+            "streaming holds one at a time: write order=given"
+        )
     needs = {*technique.criteria.needs}
     if update.compensation is not None:
         needs |= {*update.compensation.needs}

@@ -6,6 +6,7 @@ from secateur.structure.heads import head_axes
 from secateur.structure.inspection import Inspection, inspect_model
 from secateur.structure.reload import save
 from secateur.structure.removal import Removal, positions
+from secateur.structure.reorder import Reordered, reorder
 from secateur.structure.rules import rule
 from secateur.structure.selector import (
     InputSelector,
@@ -30,6 +31,7 @@ __all__ = [
     "PatchSelector",
     "PrunableWeight",
     "Removal",
+    "Reordered",
     "SelectedInputs",
     "ShrinkResult",
     "Trace",
@@ -42,6 +44,7 @@ __all__ = [
     "inspect_model",
     "observe",
     "positions",
+    "reorder",
     "rule",
     "save",
     "select_inputs",

@@ -60,6 +60,7 @@ _NM = re.compile(r"(\d+):(\d+)\s*(?:\((.*)\))?")
 _TILE = re.compile(r"\(\s*([a-z])\s+(\d+)\s*\)|(!?)([a-z])(?![a-z_])|(\S+)")
 _MOST_DIGITS = 9
 REMAINDERS = ("error", "keep")
+ORDERS = ("given", "assigned")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Granularity:
     where the length does not divide. ``kept`` and ``block`` hold n:m (at most ``block - kept`` of
     every ``block`` consecutive weights may go); ``remainder`` says what happens where ``block``
     does not divide the axis: ``error`` refuses, ``keep`` leaves the last incomplete block dense.
+    ``order`` says whether channels stay where they are (``given``), or are reordered throughout the
+    network before the first choice, so that the blocks keep more (``assigned``).
 
     >>> Granularity.parse("o i h w") == Granularity.parse("weight")
     True
@@ -84,6 +87,7 @@ class Granularity:
     along: str = "i"
     remainder: str = "error"
     head: bool = False
+    order: str = "given"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "named", frozenset(self.named))
@@ -106,6 +110,10 @@ class Granularity:
             raise SecateurError(
                 f"unknown remainder '{self.remainder}': {suggestion(self.remainder, REMAINDERS)}"
             )
+        if self.order not in ORDERS:
+            raise SecateurError(f"unknown order '{self.order}': {suggestion(self.order, ORDERS)}")
+        if self.order == "assigned" and (self.kept is None or self.along != "i"):
+            raise SecateurError("order=assigned is for n:m along the inputs: 2:4(order=assigned)")
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
@@ -144,7 +152,9 @@ class Granularity:
         if self.head:
             return "an attention head"
         if self.kept is not None:
-            return f"single weights, at least {self.kept} kept of every {self.block} {_along(self)}"
+            first = ", channels reordered first so that more stays" * (self.order == "assigned")
+            every = f"every {self.block} {_along(self)}{first}"
+            return f"single weights, at least {self.kept} kept of {every}"
         if self.tiles:
             blocks = " by ".join(f"{length} along {axis}" for axis, length in self.tiles)
             return f"a block of {blocks}"
@@ -162,6 +172,8 @@ class Granularity:
                 keywords["along"] = Call(self.along)
             if self.remainder != "error":
                 keywords["remainder"] = Call(self.remainder)
+            if self.order != "given":
+                keywords["order"] = Call(self.order)
             return format_call(f"{self.kept}:{self.block}", (), keywords)
         if not self.tiles:
             for name, axes in NAMES.items():
@@ -185,14 +197,15 @@ def _along(granularity: Granularity) -> str:
 
 
 def _parse_nm(text: str, match: re.Match[str]) -> Granularity:
-    along, remainder = "i", "error"
+    along, remainder, order = "i", "error", "given"
     if match.group(3) is not None:
         call = parse_call(f"nm({match.group(3)})", "granularity")
-        found = bind(call, ("along", "remainder"), "granularity", ordered=1)
+        found = bind(call, ("along", "remainder", "order"), "granularity", ordered=1)
         along = word(found.get("along", along), f"'{text}': along")
         remainder = word(found.get("remainder", remainder), f"'{text}': remainder")
+        order = word(found.get("order", order), f"'{text}': order")
     kept, block = _length(match.group(1)), _length(match.group(2))
-    return Granularity(frozenset(AXES), (), kept, block, along, remainder)
+    return Granularity(frozenset(AXES), (), kept, block, along, remainder, order=order)
 
 
 def _length(digits: str) -> int:

@@ -20,7 +20,6 @@ MISSING: dict[str, str] = {
     "low_rank": "a low-rank term beside the sparse weight",
     "lora": "recovery by low-rank adapters while the weights stay fixed",
     "mask_sampling": "a categorical variable per block of weights that samples its mask",
-    "permutation": "a reordering of channels before the choice, undone by their producers",
     "policy_search": "a reinforcement-learning agent that proposes each layer's share",
     "proximal_masks": "a regulariser that makes all but n of m weights zero",
     "rotation": "an orthogonal change of basis before rows and columns go",

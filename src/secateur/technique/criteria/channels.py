@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
 from secateur.technique.criteria.evidence import Evidence
 from secateur.technique.criteria.record import criterion
+from secateur.technique.criteria.tails import Grid, Tails
 
 MOST_PAIRED_UNITS = 16_384
 """Criteria that compare every pair of units refuse layers with more units than this."""
@@ -72,40 +70,28 @@ def geometric_median(rows: Tensor, evidence: Evidence) -> Tensor:
     return torch.cat(chunks)
 
 
+def lamp_tails(rows: Tensor) -> Tails | None:
+    """Return what LAMP's scores of single weights [units, 1] are computed from, where asked."""
+    return Tails.of(rows[:, 0].abs()) if rows.shape[1] == 1 else None
+
+
 @criterion(
     "lamp",
     summary="a unit's squared norm over that of all units at least as large",
     source="Lee et al. 2021",
     level="unit",
+    lazily=lamp_tails,
 )
 def lamp(rows: Tensor, evidence: Evidence) -> Tensor:
     """Return ||u||^2 / sum over v with ||v|| >= ||u|| of ||v||^2, in (0, 1]; 0 for zero units."""
-    if rows.shape[1] == 1 and rows.dtype == torch.float32 and rows.device.type == "cpu":
-        ordered, order = _sorted_squares(rows[:, 0])
-    else:
-        ordered, order = torch.sort(rows.double().square().sum(1), stable=True)
-    at_least = ordered.flip(0).cumsum(0).flip(0)
+    tails = lamp_tails(rows)
+    if tails is not None:
+        return tails.complete()
+    ordered, order = torch.sort(rows.double().square().sum(1), stable=True)
+    grid = Grid.of(float(ordered[-1]) if len(ordered) else 0.0, len(ordered))
     scores = torch.empty_like(ordered)
-    scores[order] = ordered / torch.where(at_least == 0, torch.ones_like(at_least), at_least)
+    scores[order] = grid.of_larger(ordered)
     return scores
-
-
-def _sorted_squares(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the squares in ascending order, as doubles, and where they come from; stable.
-
-    A positive float's bits are ordered as it is. With the place behind them they sort as whole
-    numbers, which NumPy does ten times faster than torch sorts with indices.
-    """
-    bits = weights.abs().numpy().view(np.uint32)
-    keys = bits.astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.arange(len(keys), dtype=np.uint64)
-    keys.sort()
-    # The halves of each key, whichever way round this machine keeps them.
-    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
-    halves = keys.view(np.uint32).reshape(-1, 2)
-    ordered = torch.from_numpy(halves[:, high].copy().view(np.float32)).double().square_()
-    return ordered, torch.from_numpy(halves[:, low].astype(np.int64))
 
 
 def distances(first: Tensor, second: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from secateur.errors import SecateurError, suggestion
 from secateur.technique.criteria.evidence import NEEDS
 from secateur.technique.criteria.gate import Gate
+from secateur.technique.criteria.tails import Tails
 from secateur.technique.registry import Registry
 
 Function = Callable[..., Tensor]
@@ -35,7 +36,8 @@ class CriterionRecord:
 
     ``moves`` says that it looks at how weights have moved, so that before the first step of a
     training all its scores are equal. ``gate`` says how what it has ``learned`` enters the forward
-    pass.
+    pass. ``lazily`` gives, for a unit-level criterion, what its scores can be computed from where
+    they are asked for, or None for rows that it has to score at once.
     """
 
     name: str
@@ -49,6 +51,7 @@ class CriterionRecord:
     aliases: tuple[str, ...] = ()
     moves: bool = False
     gate: Gate | None = None
+    lazily: Callable[[Tensor], Tails | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def criterion(
     aliases: tuple[str, ...] = (),
     moves: bool = False,
     gate: Gate | None = None,
+    lazily: Callable[[Tensor], Tails | None] | None = None,
 ) -> Callable[[Function], Function]:
     """Register a criterion under a name; see this module's text for what the function gets.
 
@@ -98,8 +102,9 @@ def criterion(
     def register(function: Function) -> Function:
         pairs = _parameters(function, skip=1 if level == "weight" else 2)
         record = CriterionRecord(
-            name, function, summary, source, needs, level, reduce, pairs, aliases, moves, gate
-        )
+            name, function, summary, source, needs, level, reduce, pairs, aliases, moves, gate,
+            lazily,
+        )  # fmt: skip
         if name in MODIFIERS:
             raise SecateurError(f"criterion '{name}' exists already as a modifier")
         CRITERIA.add(record)
