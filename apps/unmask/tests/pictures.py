@@ -115,7 +115,11 @@ def sound_only(form: str, codec: str) -> bytes:
 
 def turned(movie: bytes, degrees: int) -> bytes:
     """Return an MP4 whose track says that it is shown turned clockwise by these degrees."""
-    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    return shown(movie, *{90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees])
+
+
+def shown(movie: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """Return an MP4 whose track shows a point (x, y) at (a x + c y, b x + d y)."""
     at = movie.index(b"tkhd") + 4
     matrix = at + (40 if movie[at] == 0 else 52)
     one = 0x10000

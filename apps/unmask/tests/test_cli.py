@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pictures
 import pytest
 from stand_ins import PLACE, Network
 
-from unmask import UnmaskError, cli, models, samples
+from unmask import UnmaskError, cli, evaluate, models, samples
 
 Run = Callable[..., tuple[int, str, str]]
 SCORE = {"clear.png": 0.1, "signs.png": 0.9, "open.png": 0.5}
@@ -137,6 +138,28 @@ def samples_in(folder: Path, out: str) -> list[Path]:
     return [found[Path(line).name] for line in out.splitlines()]
 
 
+def test_samples_need_a_folder(run: Run, folder: Path) -> None:
+    code, _, err = run("samples", folder / "clear.png")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_mistake_of_ours_does_not_exit_like_a_finding(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str | None) -> Network:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(models, "load", load)
+    code, _, err = run(folder / "clear.png")
+    assert code == 2
+    assert "ZeroDivisionError" in err
+
+
+def test_the_version_and_the_short_help(run: Run) -> None:
+    assert run("--version")[:2] == (0, f"unmask {metadata.version('unmask')}\n")
+    assert "evaluate" in run("-h")[1]
+
+
 def test_models_are_listed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     row = SimpleNamespace(
         name="int8", title="Small", version="1", params=70_000, macs=18_000_000, bytes=112_000,
@@ -211,3 +234,12 @@ def test_evaluate_cannot_write_into_nothing(run: Run, folder: Path, tmp_path: Pa
     )
     assert code == 2
     assert "cannot be written" in err
+
+
+def test_evaluate_says_so_before_it_begins(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\nclear.png,real\nsigns.png,fake\n")
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("it began"))
+    assert run("evaluate", folder, "--labels", labels, "--json", tmp_path)[0] == 2

@@ -114,10 +114,23 @@ def test_what_cannot_be_analysed_is_listed_and_not_counted(tmp_path: Path) -> No
     (["path,label", "a.png,real", "./a.png,fake"], "twice"),
     (["path,label"], "name no file"),
     (["path,label", "a.png"], "neither real nor fake"),
+    (["path,label", "a\0.png,real"], "line 2 .* no path"),
+    (["path,label", "b.png,real", "a.png,real", "x/../a.png,fake"], "twice: 'a.png'"),
+    (["path;label", "a.png;real"], "names 'path;label'"),
+    (["path,label", '"a.png,real', "b.png,fake"], "cannot be read"),
 ])  # fmt: skip
 def test_wrong_labels_are_refused(tmp_path: Path, lines: list[str], why: str) -> None:
     with pytest.raises(UnmaskError, match=why):
         evaluate.read_labels(tmp_path, write(tmp_path, lines))
+
+
+def test_labels_may_come_from_a_spreadsheet(tmp_path: Path) -> None:
+    text = "\ufeffPath, Label ,PERSON\r\n a.png ,REAL,p\r\n\r\nb.png,Fake,\r\n"
+    labels = tmp_path / "labels.csv"
+    labels.write_text(text, "utf-8", newline="")
+    one, other = evaluate.read_labels(tmp_path, labels)
+    assert (one.path.name, one.label, one.person) == ("a.png", 0, "p")
+    assert (other.path.name, other.label, other.person) == ("b.png", 1, "b.png")
 
 
 def test_a_missing_file_of_labels_is_an_error_in_plain_words(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from stand_ins import PAIR, PLACE, THRESHOLDS, Boxes, Network, reddened, redness, walk
 
 from unmask import Cancelled, MediaError, Report, UnmaskError, inspect, models, samples
-from unmask.media import LIMITS
+from unmask.media import LIMITS, Pixels
 from unmask.quality import BLURRED, COMPRESSED, TOO_SMALL
 from unmask.verdict import CLEAR, SIGNS, UNDECIDED
 
@@ -273,6 +273,60 @@ class TestRefusal:
 
 
 WEIGHTS = (models.weights_folder() / "models.json").is_file()
+
+
+@pytest.mark.parametrize(("count", "word"), [(24, CLEAR), (25, UNDECIDED)])
+def test_no_sign_is_not_said_of_a_crowd_that_was_not_looked_at(
+    portrait: Path, count: int, word: str
+) -> None:
+    crowd = [(240.0 + shift, 115.0, 410.0 + shift, 340.0) for shift in range(count)]
+    found = look(portrait, detector=Boxes([crowd]))
+    assert len(found.persons) == 24
+    assert found.verdict == word
+    assert any("24 largest" in reason for reason in found.reasons) == (word == UNDECIDED)
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.2, CLEAR), (0.7, UNDECIDED)])
+def test_no_sign_is_not_said_of_a_video_that_was_mostly_lost(
+    tmp_path: Path, share: float, word: str
+) -> None:
+    movie = pictures.encode(walk(20), g="1", bf="0")
+    at = movie.index(b"mdat") + 4
+    size = int.from_bytes(movie[at - 8 : at - 4], "big") - 8
+    begin, end = at + round(0.25 * size), at + round((0.25 + share) * size)
+    path = tmp_path / "a.mp4"
+    path.write_bytes(movie[:begin] + bytes(end - begin) + movie[end:])
+    found = look(path)
+    assert found.verdict == word
+    assert any("cannot be decoded" in reason for reason in found.reasons)
+
+
+def half(frames: Iterable[Pixels]) -> Iterator[Pixels]:
+    for frame in frames:
+        yield np.asarray(Image.fromarray(frame).resize((320, 180)))
+
+
+def test_boxes_keep_to_one_size_where_the_video_changes_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    first, second = ([100 * (start + i) for i in range(8)] for start in (0, 8))
+    path.write_bytes(
+        pictures.encode(walk(8), "mpegts", times=first, bf="0")
+        + pictures.encode(half(walk(8)), "mpegts", times=second, bf="0")
+    )
+    found = look(path)
+    assert (found.file.width, found.file.height, len(found.frames)) == (640, 360, 16)
+    (person,) = found.persons
+    assert len(person.sightings) == 16
+    widths = [sighting.box[2] - sighting.box[0] for sighting in person.sightings]
+    assert min(widths) > 0.8 * max(widths)
+    assert sum("changes its size" in reason for reason in found.reasons) == 1
+
+
+def test_the_api_describes_every_field_of_a_report(portrait: Path, strolling: Path) -> None:
+    schemas = pytest.importorskip("unmask.web.schemas")
+    for path in (portrait, strolling):
+        found = look(path).to_dict()
+        assert schemas.Report.model_validate(found).model_dump() == found
 
 
 @pytest.mark.skipif(not WEIGHTS, reason="the weights are not there")

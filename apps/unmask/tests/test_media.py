@@ -89,6 +89,9 @@ class TestExamine:
             (b"ffconcat version 1.0\nfile /etc/passwd", "unknown_type"),
             (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unknown_type"),
             (b"\0\0\0\x18ftypheic", "unknown_type"),
+            (b"\0\0\0\x18ftypheim\0\0\0\0msf1heim", "unknown_type"),
+            (b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc", "unknown_type"),
+            (b"Group of people\n" * 12, "unknown_type"),
             (b"ID3\x04", "no_picture"),
             (b"RIFF\0\0\0\0WAVEfmt ", "no_picture"),
             (b"\0\0\0\x18ftypM4A ", "no_picture"),
@@ -99,7 +102,17 @@ class TestExamine:
             sniff(head)
         assert caught.value.code == code
 
-    @given(st.binary(max_size=64))
+    def test_an_avif_is_known_by_what_it_is_compatible_with(self) -> None:
+        brands = b"ftypmif1\0\0\0\0avifmif1"
+        assert sniff((len(brands) + 4).to_bytes(4, "big") + brands) == ("image", "AVIF")
+        with pytest.raises(MediaError, match="HEIC"):
+            sniff((16).to_bytes(4, "big") + brands)  # what follows is no brand
+
+    def test_a_transport_stream_shows_two_packets(self) -> None:
+        packet = b"G" + bytes(187)
+        assert sniff((2 * packet)[:192]) == ("video", "mpegts")
+
+    @given(st.binary(max_size=200))
     @example(b"RIFF")
     @example(b"\0\0\0\0ftyp")
     def test_any_bytes_are_sniffed_or_refused(self, head: bytes) -> None:

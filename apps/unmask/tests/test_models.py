@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +32,16 @@ def faces(count: int = 24) -> np.ndarray:
         image = image + random.normal(0, 4, image.shape) + 40
         found.append(np.clip(image, 0, 255).astype(np.uint8))
     return np.stack(found)
+
+
+def test_onnx_runtime_does_not_report_home(tmp_path: Path) -> None:
+    silencing = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS"}
+    kept = {key: value for key, value in os.environ.items() if key not in silencing}
+    folders = dict.fromkeys(("TMPDIR", "HOME", "XDG_CACHE_HOME"), str(tmp_path))
+    code = "from unmask import models; models.load(); import os; os._exit(0)"
+    subprocess.run([sys.executable, "-c", code], env={**kept, **folders}, check=True, timeout=120)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == []  # its client would write who this is and when it began
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +129,21 @@ def test_reasons_name_the_person_where_there_are_several() -> None:
     among = conclude([person(0.9), person(0.1)])[1]
     assert not alone[0].startswith("person")
     assert among[0].startswith("person 1: ")
+
+
+@pytest.mark.parametrize(("side", "word"), [(40, CLEAR), (60, UNDECIDED)])
+def test_faces_left_out_of_a_crowd_matter_by_their_size(side: float, word: str) -> None:
+    verdict, reasons = conclude([person(0.1, side=100)], skipped=side)
+    assert verdict == word
+    assert bool(reasons) == (word == UNDECIDED)
+
+
+def test_a_reason_that_many_share_is_said_once() -> None:
+    crowd = [replace(person(0.1, reason=TOO_SMALL), id=number) for number in range(1, 25)]
+    assert conclude(crowd)[1] == (f"persons 1, 2, 3, 4 and 20 more: {TOO_SMALL}",)
+    assert conclude(crowd[:3])[1] == (f"persons 1, 2 and 3: {TOO_SMALL}",)
+    mixed = [*crowd[:2], replace(person(0.1, reason=BLURRED), id=3)]
+    assert conclude(mixed)[1] == (f"persons 1 and 2: {TOO_SMALL}", f"person 3: {BLURRED}")
 
 
 @given(st.lists(st.tuples(probability, st.booleans()), min_size=1, max_size=5))

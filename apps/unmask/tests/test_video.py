@@ -112,6 +112,21 @@ class TestFrames:
         assert frame.pixels.shape == upright.shape
         assert np.abs(frame.pixels.astype(int) - upright).mean() < 8
 
+    @pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)])
+    def test_a_mirrored_video_is_mirrored_and_no_more(
+        self, tmp_path: Path, matrix: tuple[int, int, int, int]
+    ) -> None:
+        picture = pictures.gradient(128, 96)
+        a, b, c, d = matrix
+        (frame,) = sample(
+            tmp_path / "a", pictures.shown(pictures.encode([picture] * 3), *matrix), 1
+        )
+        height, width = frame.pixels.shape[:2]
+        for x, y in ((10, 10), (110, 20), (64, 80)):
+            right, below = (a * x + c * y) % width, (b * x + d * y) % height
+            shown = frame.pixels[below, right].astype(int)
+            assert np.abs(shown - picture[y, x]).max() < 16
+
     @pytest.mark.parametrize(("shape", "size"), [("2/1", (48, 128)), ("1/2", (96, 64))])
     def test_pixels_that_are_not_square_are_made_so(
         self, tmp_path: Path, shape: str, size: tuple[int, int]

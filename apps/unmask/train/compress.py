@@ -53,8 +53,12 @@ class Plan:
     seed: int = 1
 
 
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Faces to logits and maps."""
+
+
 def total_loss(
-    model: nn.Module, teacher: nn.Module | None, batch: Batch, narrow: bool
+    model: Forward, teacher: Forward | None, batch: Batch, narrow: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The task's own losses, halved, and the distance from the teacher where there is one.
 
@@ -83,15 +87,23 @@ def rate_at(place: float) -> float:
 class Run:
     """One compression in a folder, with its checkpoint."""
 
-    def __init__(self, plan: Plan, dense: Path, cache: Cache, held: Validation, out: Path) -> None:
-        self.plan, self.held, self.out = plan, held, out
+    def __init__(
+        self, plan: Plan, dense: Path, cache: Cache, held: Validation, out: Path, compiled: bool
+    ) -> None:
+        self.plan, self.held, self.out, self.compiled = plan, held, out, compiled
         self.model = load_dense(dense).to(memory_format=torch.channels_last)
-        self.teacher = copy.deepcopy(self.model).requires_grad_(False) if plan.teacher else None
+        self.teacher: Forward | None = None
+        if plan.teacher:
+            self.teacher = self.forward(copy.deepcopy(self.model).requires_grad_(False))
         self.settings = torch.load(dense, weights_only=True)["settings"]
         self.batches = Batches(cache, plan.pairs, plan.generated, 0, plan.seed)
         self.example = torch.zeros(2, 3, SIZE, SIZE)
         out.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()
+
+    def forward(self, model: nn.Module) -> Forward:
+        """Return what computes the answers of a model."""
+        return torch.compile(model) if self.compiled else model
 
     def optimiser(self) -> torch.optim.AdamW:
         """Return an optimiser of the model as it is now."""
@@ -163,12 +175,13 @@ class Run:
     ) -> None:  # fmt: skip
         """Steps ``first`` to ``end`` of the plan, kept every 200."""
         whole = self.plan.prune + self.plan.tune
+        forward = self.forward(model)
         numbered = enumerate(stream(self.batches, FIRST + first, FIRST + end), first)
         for step, batch in numbered:
             model.train()
             for group in optimiser.param_groups:
                 group["lr"] = self.plan.rate * rate_at((step + 1) / whole)
-            loss, parts = total_loss(model, self.teacher, batch, narrow=mean is not None)
+            loss, parts = total_loss(forward, self.teacher, batch, narrow=mean is not None)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -217,6 +230,7 @@ def main() -> None:
     parser.add_argument("--branches", nargs="*", default=list(Plan.branches))
     parser.add_argument("--technique", default=TECHNIQUE)
     parser.add_argument("--no-teacher", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
     given = parser.parse_args()
     one_thread()
     plan = Plan(
@@ -224,7 +238,8 @@ def main() -> None:
         not given.no_teacher,
     )  # fmt: skip
     held = build(given.data, limit=LIMIT)
-    run = Run(plan, given.dense / "last.pt", Cache.open(given.cache), held, given.out)
+    cache = Cache.open(given.cache)
+    run = Run(plan, given.dense / "last.pt", cache, held, given.out, given.compile)
     run.prune()
     run.tune()
 

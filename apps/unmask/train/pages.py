@@ -9,13 +9,21 @@ COMMANDS = """\
 cd apps/unmask
 export PYTHONPATH=.:src
 python -m train.prepare --cache CACHE
-python -m train.train --cache CACHE --out DENSE --steps 14000
-python -m train.compress --dense DENSE --cache CACHE --out STUDENT --prune 1500 --tune 1800
-python -m train.compress --dense DENSE --cache CACHE --out STUDENT --prune 1500 --tune 3800
+python -m train.train --cache CACHE --out FIRST --steps 14000
+python -m train.train --cache CACHE --out DENSE --start FIRST/last.pt --steps 22000 \\
+    --rate 2e-3 --ramp 0 --whole 0.75 --seed 2 --compile
+python -m train.compress --dense DENSE --cache CACHE --out STUDENT --macs 0.22 \\
+    --technique 'filter | local | variety(magnitude) | one_cycle' --prune 1500 --tune 4000 --compile
+python -m train.compress --dense FIRST --cache CACHE --out SHORT1 --prune 500 --tune 600
+python -m train.compress --dense FIRST --cache CACHE --out SHORT2 --prune 500 --tune 600 \\
+    --technique 'filter | local | variety(magnitude) | one_cycle'
+python -m train.compress --dense FIRST --cache CACHE --out SHORT3 --prune 500 --tune 600 \\
+    --no-teacher
 python -m train.export --dense DENSE --student STUDENT --cache CACHE --work WORK
 python -m train.folder --out FILES --pictures 120 --clips 12
 unmask evaluate FILES --labels FILES/labels.csv --json files.json
-python -m train.report --work WORK --dense DENSE --student STUDENT --folder files.json"""
+python -m train.report --work WORK --dense DENSE --folder files.json \\
+    --student STUDENT SHORT1 SHORT2 SHORT3"""
 
 FIGURES = {
     "auc": "AUC", "eer": "EER", "ap": "AP", "recall_at_1": "recall at 1 %",
@@ -141,7 +149,8 @@ def _compression(runs: Sequence[Mapping[str, Any]]) -> str:
             "generated"]  # fmt: skip
     return table(head, rows) + (
         "\nAUC over 600 pairs, in PyTorch; steps of pruning + of tuning. One run each: rows of "
-        "equal steps may be compared, and small differences between them may be chance.\n"
+        "equal steps may be compared, and small differences between them may be chance. Those of "
+        "500 + 600 steps begin at FIRST, the others at DENSE.\n"
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +40,7 @@ app = typer.Typer(
     "unmask FILE ... is short for unmask inspect FILE ...",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -45,6 +49,21 @@ ModelOption = Annotated[
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Found = Report | UnmaskError
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        _say(f"unmask {metadata.version('unmask')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Do what the command says."""
 
 
 @app.command(name="inspect", epilog=EXITS)
@@ -82,6 +101,8 @@ def evaluate(
     """Measure a network on a labelled folder."""
     from unmask import evaluate as evaluation
 
+    if out is not None:
+        _may_write(out)  # nobody wants to learn it after an hour
     with _progress() as begin:
         figures = evaluation.evaluate(folder, labels, model, progress=begin(str(folder)))
     if out is not None:
@@ -139,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {command.name or command.callback.__name__ for command in app.registered_commands
                 if command.callback}  # fmt: skip
-    if words and words[0] not in {*commands, "--help"}:
+    if words and words[0] not in {*commands, "--help", "-h", "--version"}:
         words.insert(0, "inspect")
     try:
         app(words, prog_name="unmask")
@@ -149,6 +170,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _complain("stopped")
         sys.exit(STOPPED)
+    except OSError as error:
+        _complain(str(error))
+        sys.exit(FAILED)
+    except Exception:  # a mistake of ours; left alone, it would exit like a file with signs
+        traceback.print_exc()
+        sys.exit(FAILED)
+
+
+def _may_write(path: Path) -> None:
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir():
+        raise UnmaskError(f"{str(path)!r} cannot be written: give a file in a folder that is there")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UnmaskError(f"{str(path)!r} cannot be written: permission denied")
 
 
 def _write(path: Path, text: str) -> None:

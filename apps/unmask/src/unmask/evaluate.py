@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,17 +58,22 @@ def read_labels(folder: Path, labels: Path) -> list[Row]:
         raise UnmaskError(f"{str(folder)!r} is no folder")
     try:
         with labels.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = {"path", "label"} - set(reader.fieldnames or ())
+            reader = csv.DictReader(file, strict=True)
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+            missing = sorted({"path", "label"} - set(reader.fieldnames))
             if missing:
-                raise UnmaskError(f"the labels lack the column {', '.join(sorted(missing))}")
-            rows = [_row(root, line, number) for number, line in enumerate(reader, 2)]
+                found = ", ".join(map(repr, reader.fieldnames)) or "none"
+                raise UnmaskError(
+                    f"the labels lack the column {', '.join(missing)}; the first line names {found}"
+                )
+            rows = [_row(root, line, reader.line_num) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnmaskError(f"the labels {str(labels)!r} cannot be read: {error}") from error
     if not rows:
         raise UnmaskError(f"the labels {str(labels)!r} name no file")
-    if len({row.path for row in rows}) < len(rows):
-        raise UnmaskError("the labels name a file twice")
+    twice = [path for path, count in Counter(row.path for row in rows).items() if count > 1]
+    if twice:
+        raise UnmaskError(f"the labels name a file twice: {str(twice[0].relative_to(root))!r}")
     return rows
 
 
@@ -75,6 +81,8 @@ def _row(root: Path, line: dict[str, str | None], number: int) -> Row:
     path, label = (line["path"] or "").strip(), (line["label"] or "").strip().lower()
     if label not in LABELS:
         raise UnmaskError(f"line {number} of the labels: {label!r} is neither real nor fake")
+    if "\0" in path:
+        raise UnmaskError(f"line {number} of the labels: {path!r} is no path")
     full = (root / path).resolve()
     if not path or not full.is_relative_to(root):
         raise UnmaskError(f"line {number} of the labels: {path!r} does not lie in the folder")

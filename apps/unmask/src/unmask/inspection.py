@@ -21,7 +21,7 @@ from unmask.faces import MINIMUM, Detector, Face, shared, sight
 from unmask.media import LIMITS, Kind, Limits, Pixels, Source, examine, read_image
 from unmask.quality import SMALLEST, Quality, grid, sharpness
 from unmask.report import FileFacts, Frame, ModelFacts, Report
-from unmask.verdict import Band, Sighting, conclude, judge
+from unmask.verdict import CLEAR, UNDECIDED, Band, Sighting, conclude, judge
 from unmask.video import open_clip
 
 FRAMES = 32
@@ -147,6 +147,8 @@ class _Look:
     scored: list[dict[Face, _Scored]] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    skipped: float = 0.0
+    lost: int = 0
 
     def image(self, source: Source) -> Report:
         """Look at a picture."""
@@ -166,13 +168,15 @@ class _Look:
             shape: tuple[int, ...] = ()
             for frame in self._timed(clip.frames(count)):
                 shape = shape or frame.pixels.shape
-                self._frame(frame.time, frame.pixels, "video", quantiser=frame.qp)
+                pixels = self._of_shape(frame.pixels, shape)
+                self._frame(frame.time, pixels, "video", quantiser=frame.qp)
                 self._tell(min(len(self.times), total - 1), total)
             if clip.cut:
                 most = self.limits.video_seconds
                 self.notes.append(f"of the video only the first {most:g} seconds were analysed")
-            if len(self.times) < total:
-                self.notes.append(f"{total - len(self.times)} of {total} frames cannot be decoded")
+            self.lost = total - len(self.times)
+            if self.lost:
+                self.notes.append(f"{self.lost} of {total} frames cannot be decoded")
             self._tell(total, total)
             return self._report(source, shape, clip.seconds)
 
@@ -195,6 +199,15 @@ class _Look:
                 return
             yield frame
 
+    def _of_shape(self, pixels: Pixels, shape: Sequence[int]) -> Pixels:
+        """Return a frame at the size of the first one, as players show it."""
+        if pixels.shape == shape:
+            return pixels
+        note = "the video changes its size: all frames were brought to that of the first"
+        self.notes += [note] if note not in self.notes else []
+        size = (shape[1], shape[0])
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+
     def _tell(self, done: int, total: int) -> None:
         if self.cancel is not None and self.cancel():
             raise Cancelled
@@ -215,6 +228,7 @@ class _Look:
         if len(found) > MOST_FACES:
             note = f"only the {MOST_FACES} largest faces of a picture were analysed"
             self.notes += [note] if note not in self.notes else []
+            self.skipped = max(self.skipped, found[MOST_FACES].side)
             found = found[:MOST_FACES]
         with self.clock("classify"):
             crops = [crop(pixels, face.box) for face in found]
@@ -253,7 +267,9 @@ class _Look:
             best = person.clearest
             seen = next(seen for seen in row if seen.frame == best.frame)
             self.pictures[f"map-{number}"] = _map(self.scored[seen.frame][seen.face].boundary)
-        verdict, reasons = conclude(persons)
+        verdict, reasons = conclude(persons, self.skipped)
+        if verdict == CLEAR and self.lost > len(self.times):
+            verdict = UNDECIDED  # most of the video was not seen; the notes say so
         return Report(
             file=FileFacts(
                 source.path.name, source.sha256, source.kind, shape[1], shape[0], length

@@ -55,6 +55,10 @@ SOUNDS = (b"ID3", b"fLaC", b"\xff\xfb", b"\xff\xf3", b"\xff\xf1", b"#!AMR", b"MT
 ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}  # further pages of a TIFF or a JPEG are no animation
 SCANNED = 1_000_000_000  # pixels that the scans of one JPEG may write
 BOXES = 10_000  # that are walked through in an MP4
+HEAD = 192  # bytes that tell what a file is: a packet of MPEG-TS and the first of the next
+PACKET = 188
+AVIF = {b"avif", b"avis"}
+HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 ACCEPTED = "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, MP4, MOV, WebM, MKV, AVI, Ogg, MPEG"
 
 
@@ -85,7 +89,7 @@ def examine(path: str | os.PathLike[str], limits: Limits = LIMITS) -> Source:
         size = os.fstat(file.fileno()).st_size
         if not size:
             raise MediaError("empty", "the file is empty")
-        kind, word = sniff(file.read(64))
+        kind, word = sniff(file.read(HEAD))
         cap = limits.image_bytes if kind == "image" else limits.video_bytes
         if size > cap:
             what = "picture" if kind == "image" else "video"
@@ -127,10 +131,10 @@ def sniff(head: bytes) -> tuple[Kind, str]:
     if head[:4] == b"RIFF":
         return _sniff_riff(head)
     if head[4:8] == b"ftyp":
-        return _sniff_brand(head[8:12])
+        return _sniff_brands(head[8 : max(12, int.from_bytes(head[:4], "big"))])
     if head[4:8] in {b"moov", b"mdat", b"wide", b"free", b"skip"}:
         return "video", "mov"
-    if head[:1] == b"G" and len(head) > 4 and head[3] & 0x10:
+    if head[:1] == head[PACKET : PACKET + 1] == b"G":
         return "video", "mpegts"
     if head.startswith(SOUNDS):
         raise MediaError("no_picture", "the file holds sound but no picture")
@@ -147,12 +151,17 @@ def _sniff_riff(head: bytes) -> tuple[Kind, str]:
     raise MediaError("unknown_type", f"neither a picture nor a video of a known kind ({ACCEPTED})")
 
 
-def _sniff_brand(brand: bytes) -> tuple[Kind, str]:
-    if brand in {b"avif", b"avis"} and features.check("avif"):
-        return "image", "AVIF"
-    if brand in {b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"}:
-        raise MediaError("unknown_type", "HEIC and AVIF pictures cannot be read here; save a JPEG")
-    if brand in {b"M4A ", b"M4B "}:
+def _sniff_brands(box: bytes) -> tuple[Kind, str]:
+    """Judge an MP4's first box: its main brand, a version, and the brands it is compatible with."""
+    main = box[:4]
+    brands = {main, *(box[at : at + 4] for at in range(8, len(box), 4))}
+    if main in AVIF | HEIF and brands & AVIF:
+        if features.check("avif"):
+            return "image", "AVIF"
+        raise MediaError("unknown_type", "AVIF pictures cannot be read here; save it as JPEG")
+    if main in AVIF | HEIF:
+        raise MediaError("unknown_type", "HEIC pictures cannot be read here; save it as JPEG")
+    if main in {b"M4A ", b"M4B "}:
         raise MediaError("no_picture", "the file holds sound but no picture")
     return "video", "mov"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,8 +65,7 @@ class Model:
     """A network in ONNX Runtime; the same input gives the same answer on any call."""
 
     def __init__(self, info: ModelInfo, threads: int = 1) -> None:
-        import onnxruntime
-
+        onnxruntime = _runtime()
         if not info.path.is_file():
             raise UnmaskError(f"the weights of {info.name!r} are missing; install unmask anew")
         found = info.path.stat().st_size
@@ -110,6 +110,19 @@ class Model:
             answers.append(logits)
             maps.append(boundary[:, 0])
         return np.concatenate(answers), np.concatenate(maps)
+
+
+def _runtime() -> Any:
+    """ONNX Runtime, kept from telling its makers that and how it is used.
+
+    Official builds do so from 1.29 on and write an identifier to the disk; only this variable, set
+    before the import, keeps that from ever starting. The call is for one imported before.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
 
 
 def sigmoid(values: Floats) -> Floats:

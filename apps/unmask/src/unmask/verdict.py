@@ -31,6 +31,8 @@ ENOUGH = 8  # from so many sampled frames on, a face seen once may be a mistake 
 SHARE = 0.25  # of a person's sightings that must be usable before nothing is said to be found
 BYSTANDER = 0.5  # a face this much smaller than the largest one that was judged leaves the verdict
 
+NAMED = 4  # so many persons with one reason are named one by one
+
 CLAIMS = {
     "swap": "traces of one face blended over another",
     "generated": "traces of a wholly generated face",
@@ -138,19 +140,24 @@ def judge(
     return Person(identity, verdict, scores["swap"], scores["generated"], reasons, tuple(sightings))
 
 
-def conclude(persons: Sequence[Person]) -> tuple[Verdict, tuple[str, ...]]:
-    """Return the verdict on a file, and the reasons for it."""
+def conclude(persons: Sequence[Person], skipped: float = 0.0) -> tuple[Verdict, tuple[str, ...]]:
+    """Return the verdict on a file, and the reasons for it.
+
+    ``skipped`` is the side of the largest face that was left out of a crowd, in pixels.
+    """
     if not persons:
         return UNDECIDED, ("no face was found",)
     signs = [person for person in persons if person.verdict == SIGNS]
     clear = [person for person in persons if person.verdict == CLEAR]
     unsure = [person for person in persons if person.verdict == UNDECIDED]
     if signs:
-        return SIGNS, tuple(_line(person, persons) for person in signs)
+        return SIGNS, _lines(signs, persons)
     largest = max((person.side for person in clear), default=0.0)
     open_ = [p for p in unsure if p.in_band or p.side >= BYSTANDER * largest]
     if open_:
-        return UNDECIDED, tuple(_line(person, persons) for person in open_)
+        return UNDECIDED, _lines(open_, persons)
+    if skipped >= max(BYSTANDER * largest, 1.0):
+        return UNDECIDED, ("there are more faces of this size than were analysed",)
     aside = len(unsure)
     words = (
         "1 smaller face was not judged" if aside == 1 else f"{aside} smaller faces were not judged"
@@ -177,6 +184,20 @@ def _decide(
     return CLEAR, ()
 
 
-def _line(person: Person, persons: Sequence[Person]) -> str:
-    what = "; ".join(person.reasons)
-    return what if len(persons) == 1 else f"person {person.id}: {what}"
+def _lines(chosen: Sequence[Person], persons: Sequence[Person]) -> tuple[str, ...]:
+    """Return the reasons of persons, each once: in a crowd many are too small."""
+    shared: dict[str, list[int]] = {}
+    for person in chosen:
+        shared.setdefault("; ".join(person.reasons), []).append(person.id)
+    if len(persons) == 1:
+        return tuple(shared)
+    return tuple(f"{_named(ids)}: {what}" for what, ids in shared.items())
+
+
+def _named(ids: Sequence[int]) -> str:
+    if len(ids) == 1:
+        return f"person {ids[0]}"
+    shown, more = ids[:NAMED], len(ids) - NAMED
+    last = f"{more} more" if more > 0 else f"{shown[-1]}"
+    before = shown if more > 0 else shown[:-1]
+    return f"persons {', '.join(map(str, before))} and {last}"

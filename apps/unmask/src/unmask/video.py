@@ -225,8 +225,7 @@ class Clip:
             pixels = square.to_ndarray().astype(np.uint8, copy=False)
         except (av.FFmpegError, ValueError):
             raise MediaError("corrupt", "the video's colours cannot be read") from None
-        turns = round(frame.rotation / 90) % 4
-        upright = np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+        upright = np.ascontiguousarray(_upright(pixels, frame))
         moment = _moment(frame) or 0
         return Frame(float((moment - self.survey.start) * self.survey.base), upright, _qp(frame))
 
@@ -290,6 +289,22 @@ def _decode(packet: av.Packet[VideoStream]) -> list[VideoFrame]:
 
 def _moment(frame: VideoFrame) -> int | None:
     return frame.pts if frame.pts is not None else frame.dts
+
+
+def _upright(pixels: Pixels, frame: VideoFrame) -> Pixels:
+    """Turn and mirror a frame as its display matrix says, to the nearest right angle.
+
+    The matrix (a b u, c d v, x y w) shows a point at (a x + c y, b x + d y).
+    """
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None or len(bytes(data)) < 36:
+        return pixels
+    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(data), np.int32, 5))
+    if abs(a) >= abs(b):
+        across, down = a, d
+    else:
+        pixels, across, down = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
 
 
 def _qp(frame: VideoFrame) -> float | None:

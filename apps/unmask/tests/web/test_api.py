@@ -253,6 +253,28 @@ def test_what_the_page_asks_before_an_upload(client):
     assert code(client.get(f"{BASE}/samples/none")) == (404, "not_found")
 
 
+def test_head_is_answered_like_get_without_a_body(client):
+    for path in ("/", "/static/style.css", f"{BASE}/health", f"{BASE}/samples/nobody.png"):
+        full, short = client.get(path), client.head(path)
+        assert short.status_code == full.status_code == 200 and short.content == b""
+        for name in ("content-length", "content-type"):
+            assert short.headers[name] == full.headers[name]
+    assert client.head(f"{BASE}/none").status_code == 404
+    assert client.put(f"{BASE}/health").headers["allow"] == "GET, HEAD"
+    assert client.head(f"{BASE}/jobs").headers["allow"] == "POST"
+
+
+def test_the_description_tells_the_whole_answer(client):
+    described = client.get(f"{BASE}/openapi.json").json()
+    shapes = described["components"]["schemas"]
+    report = shapes["Result"]["properties"]["report"]["$ref"].rpartition("/")[2]
+    assert set(shapes[report]["required"]) == {
+        "file", "model", "verdict", "reasons", "persons", "frames", "seconds", "limits",
+    }  # fmt: skip
+    post = described["paths"][f"{BASE}/jobs"]["post"]["responses"]
+    assert "Retry-After" in post["429"]["headers"] and "Location" in post["202"]["headers"]
+
+
 def test_every_answer_is_guarded(client):
     for path in ("/", "/about", "/api", "/static/style.css", f"{BASE}/health", f"{BASE}/none"):
         headers = client.get(path).headers

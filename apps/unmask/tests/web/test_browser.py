@@ -227,6 +227,34 @@ def test_files_can_be_dropped_and_pasted(chrome, address, image, how):
     page.context.close()
 
 
+def test_several_files_at_once_are_not_silently_one(chrome, address):
+    page = open_page(chrome, address, DESKTOP)
+    page.evaluate(
+        """() => {
+        const transfer = new DataTransfer();
+        for (const name of ["a.png", "b.png"]) transfer.items.add(new File(["x"], name));
+        const options = {bubbles: true, cancelable: true, dataTransfer: transfer};
+        document.getElementById("drop").dispatchEvent(new DragEvent("drop", options)); }"""
+    )
+    page.wait_for_selector("#refused:visible")
+    assert "One file at a time" in page.inner_text("#refused")
+    assert page.wrong == []
+    page.context.close()
+
+
+def test_a_file_that_changed_is_not_blamed_on_the_server(chrome, address, image, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(image)
+    page = open_page(chrome, address, DESKTOP)
+    page.set_input_files("#file", path)
+    page.wait_for_selector("#verdict")
+    path.unlink()
+    page.click("#again")
+    page.wait_for_selector("#failed:visible")
+    assert page.inner_text("#failed-code") == "unreadable"
+    page.context.close()
+
+
 def test_the_keyboard_is_enough(chrome, address):
     page = open_page(chrome, address, DESKTOP)
     page.keyboard.press("Tab")

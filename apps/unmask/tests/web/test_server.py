@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,13 +21,14 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from unmask.web.server import serve
+from unmask.web import server
 from unmask.web.settings import Settings
 settings = Settings(
     engine="engines:make", models=Path(sys.argv[1]) / "models.json", folder=Path(sys.argv[2]),
     workers=1, waiting=4, cancel_time=0.5, image_bytes=2 * 2**20,
 )
-serve(port=0, settings=settings, tell=lambda line: print(line, flush=True))
+server.HEAD_SECONDS = 2
+server.serve(port=0, settings=settings, tell=lambda line: print(line, flush=True))
 """
 
 
@@ -95,10 +97,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_uploads_that_stop_half_way_leave_nothing(running):
-    for size in (0, 5, 100, 500_000):
+    for size in (0, 5, 200, 500_000):
         whole = PART + PNG + bytes(size)
         connection = running.raw(head(f"Content-Length: {len(whole) + 1000}") + whole)
-        if size >= 100:
+        if size >= 200:
             eventually(lambda: left(running.folder))
         connection.close()
         eventually(lambda: not left(running.folder))
@@ -159,6 +161,47 @@ def test_a_killed_worker_is_replaced(running):
     answer = running.client.post("/inspect", files={"file": ("a.png", PNG + bytes(50))})
     assert answer.status_code == 200
     assert not left(running.folder)
+
+
+def test_a_worker_that_is_killed_while_it_waits_costs_nobody_a_file(running):
+    (worker,) = workers(running)
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: running.client.get("/health").json()["replaced"] == 1, 20)
+    eventually(running.healthy)
+    assert workers(running) != [worker]
+    os.kill(workers(running)[0], signal.SIGKILL)  # and nobody looks in between
+    answer = running.client.post("/inspect", files={"file": ("a.png", PNG + bytes(50))})
+    assert answer.status_code in {200, 422}  # the file may reach a worker as it dies
+    assert running.client.post("/inspect", files={"file": ("a.png", PNG)}).status_code == 200
+
+
+def workers(running):
+    started = (pid for pid in running.group() if pid != running.process.pid)
+    return [pid for pid in started if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_who_connects_and_says_nothing_is_sent_away(running):
+    silent, slow = running.raw(b""), running.raw(b"GET / HT")
+    end = time.monotonic() + 4
+    for connection in (silent, slow):
+        connection.settimeout(20)
+    while time.monotonic() < end:
+        with suppress(OSError):
+            slow.sendall(b"x")  # a byte now and then does not prolong the wait
+        time.sleep(0.3)
+    assert silent.recv(1) == b""
+    with suppress(ConnectionResetError):
+        assert slow.recv(1) == b""
+    patient = running.raw(b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert patient.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_who_asks_before_sending_far_too_much_is_told_at_once(running):
+    asking = head("Content-Length: 99999999999").replace(b"Host", b"Expect: 100-continue\r\nHost")
+    connection = running.raw(asking)
+    connection.settimeout(10)
+    assert connection.recv(100).startswith(b"HTTP/1.1 413")
+    connection.close()
 
 
 def test_memory_stays_flat(running):

@@ -103,6 +103,68 @@ def test_a_slow_body_is_given_up(tmp_path):
     vault.close()
 
 
+def test_a_body_that_stalls_is_given_up_early(tmp_path):
+    vault = Vault(tmp_path, 10**6)
+    first = [{"type": "http.request", "body": body_of("a.png", PNG)[:150], "more_body": True}]
+
+    async def stalls():
+        if not first:
+            await asyncio.sleep(60)
+        return first.pop()
+
+    scope = {"type": "http", "method": "POST", "headers": request(b"", []).scope["headers"]}
+    with pytest.raises(Problem) as caught:
+        asyncio.run(receive(Request(scope, stalls), vault, Settings(stall_seconds=0.2)))
+    assert (caught.value.status, caught.value.code) == (408, "too_slow")
+    vault.close()
+
+
+def test_a_declared_length_beyond_the_cap_is_refused_before_anything_is_stored(tmp_path):
+    vault = Vault(tmp_path, 10**6)
+    long = request(body_of("a.png", PNG), [])
+    long.scope["headers"].append((b"content-length", b"20001"))
+    with pytest.raises(Problem) as caught:
+        asyncio.run(receive(long, vault, Settings(body_bytes=20_000)))
+    assert (caught.value.status, caught.value.code) == (413, "too_large")
+    vault.close()
+
+
+def name_of(tmp_path, disposition: bytes) -> str:
+    vault = Vault(tmp_path, 10**6)
+    body = body_of("a.png", PNG).replace(b'filename="a.png"', disposition)
+    form = asyncio.run(receive(request(body, []), vault, Settings()))
+    form.discard()
+    vault.close()
+    problem = form.parts[0].problem
+    return form.parts[0].name if problem is None else problem.code
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        (b"filename*=UTF-8''%e2%82%ac.png", "\u20ac.png"),
+        (b"filename*=utf-8'en'a%20b.png", "a b.png"),
+        (b"filename*=utf-8''..%2fa.png", "bad_name"),
+        (b"filename*=utf-8''a%0ab.png", "bad_name"),
+        (b"filename=\"b.png\"; filename*=utf-8''c.png", "b.png"),
+        (b"filename=b.png", "b.png"),
+    ],
+)
+def test_names_may_come_as_rfc_2231_has_them(tmp_path, disposition, name):
+    assert name_of(tmp_path, disposition) == name
+
+
+def test_a_name_of_thousands_of_characters_is_named_as_the_reason(tmp_path):
+    with pytest.raises(Problem) as caught:
+        name_of(tmp_path, b'filename="' + b"a" * 5000 + b'"')
+    assert (caught.value.status, caught.value.code) == (422, "bad_name")
+
+
+@pytest.mark.parametrize("name", ["\u0645\u06cc\u200c\u062e.png", "\U0001f468\u200d\U0001f467.png"])
+def test_names_may_hold_the_joiners_that_their_script_needs(name):
+    assert clean_name(name) == name
+
+
 def test_a_full_folder_is_a_busy_server(tmp_path):
     vault = Vault(tmp_path, 50)
     form = asyncio.run(receive(request(body_of("a.png", PNG), []), vault, Settings()))
@@ -118,4 +180,4 @@ def test_names_are_plain_or_refused(name):
     except Problem as problem:
         assert problem.code == "bad_name" and problem.status == 422
     else:
-        assert clean.strip() and not set("/\\\r\n\0\x7f") & set(clean)
+        assert clean.strip() and not set("/\\\r\n\0\x7f\u202e\u2066") & set(clean)

@@ -19,6 +19,8 @@ from unmask.web.worker import Failure
 PREFIX = "/api/v1"
 TYPES = ACCEPTED.split(", ")
 Id = Annotated[str, Path(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+LATER = {409, 429, 503}
+LOCATION = {"Location": {"description": "where the job is", "schema": {"type": "string"}}}
 NEVER_STORE = {"Cache-Control": "no-store"}
 
 
@@ -37,7 +39,12 @@ TheSamples = Annotated[Samples, Depends(_samples)]
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": schemas.Error} for status in statuses}
+    whole = {"type": "integer", "minimum": 1}
+    later = {"Retry-After": {"description": "come back after these seconds", "schema": whole}}
+    return {
+        status: {"model": schemas.Error} | ({"headers": later} if status in LATER else {})
+        for status in statuses
+    }
 
 
 def _body(several: bool = False) -> dict[str, Any]:
@@ -59,7 +66,11 @@ router = APIRouter(prefix=PREFIX, responses=_errors(500))
 
 
 @router.post(
-    "/jobs", status_code=202, openapi_extra=_body(), responses=UPLOAD_ERRORS, tags=["jobs"]
+    "/jobs",
+    status_code=202,
+    openapi_extra=_body(),
+    responses={202: {"headers": LOCATION}, **UPLOAD_ERRORS},
+    tags=["jobs"],
 )
 async def post_job(request: Request, response: Response, desk: TheDesk) -> schemas.JobStatus:
     """Queue one picture or video; answers at once with the job's id."""
@@ -169,7 +180,11 @@ async def post_inspect(
 async def get_models(desk: TheDesk) -> schemas.Models:
     """List the networks with their size, their measured time and their measured figures."""
     found = desk.catalogue
-    return schemas.Models(version=found.version, default=found.default, models=list(found.models))
+    return schemas.Models(
+        version=found.version,
+        default=found.default,
+        models=[schemas.Model.model_validate(model) for model in found.models],
+    )
 
 
 @router.get("/limits", tags=["about"])
@@ -252,7 +267,7 @@ def _result(job: Job, outcome: Outcome, embed: bool | None = False) -> schemas.R
                 person=which if what == "map" else None,
             )
         )
-    return schemas.Result(report=report, pictures=pictures)
+    return schemas.Result(report=schemas.Report.model_validate(report), pictures=pictures)
 
 
 def _type(data: bytes) -> str:

@@ -106,8 +106,13 @@ class Guard:
             await self.app(scope, receive, send)
             return
         static = not scope["path"].startswith(api.PREFIX)
+        head = scope["method"] == "HEAD"
+        if head:  # what answers GET answers HEAD, without the body
+            scope = {**scope, "method": "GET"}
 
         async def guarded(message: Message) -> None:
+            if head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY)

@@ -105,7 +105,7 @@ class Desk:
             await asyncio.wait({future}, timeout=min(LOOK_EVERY, max(0.0, end - clock())))
 
     async def _refuse(self, request: Request, seconds: float, why: str) -> None:
-        await uploads.linger(request.stream())
+        await uploads.linger(request)
         raise busy(seconds, why)
 
     async def _sweep(self) -> None:

@@ -19,6 +19,7 @@ from unmask.web.worker import Failure, Task
 
 LOG = logging.getLogger("unmask.web")
 LOOK_EVERY = 0.1
+IDLE_LOOK = 1.0
 CANCELLED = Failure("cancelled", "The job was cancelled.")
 GONE = Failure("unavailable", "The server is shutting down.")
 
@@ -49,11 +50,11 @@ class Ticket:
         if self.ended.done():
             return
         self.ended_at = time.monotonic()
-        self.ended.set_result(ended)
         if isinstance(ended, Outcome):
             self.state = "done"
         else:
             self.state = "cancelled" if ended.code == "cancelled" else "failed"
+        self.ended.set_result(ended)  # last: whoever waits for it reads the state
 
 
 class Pool:
@@ -112,11 +113,11 @@ class Pool:
         """Return the ids of the living worker processes."""
         return [pid for slot in self._slots if (pid := slot.pid()) is not None]
 
-    def next(self) -> Ticket | None:
-        """Wait for the next ticket; None where the pool stops."""
+    def next(self, seconds: float) -> Ticket | None:
+        """Wait this long for the next ticket; None where none comes, or the pool stops."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._stopping)
-            return None if self._stopping else self._queue.popleft()
+            self._changed.wait_for(lambda: self._queue or self._stopping, seconds)
+            return self._queue.popleft() if self._queue and not self._stopping else None
 
     def took(self, seconds: float) -> None:
         """Remember how long files take, the latest most."""
@@ -154,28 +155,39 @@ class _Slot(threading.Thread):
     def run(self) -> None:
         """Serve tickets until the pool stops."""
         self._begin()
-        while (ticket := self.pool.next()) is not None:
-            self.busy = True
-            started = time.monotonic()
-            try:
-                ended = self._serve(ticket)
-            except Exception as error:
-                LOG.error("a supervisor met %s", type(error).__name__)
-                ended = Failure("failed", "The server made a mistake; nothing was kept.")
-                self._kill()
-            self.pool.took(time.monotonic() - started)
-            self.busy = False
-            ticket.finish(ended)
-            del ticket, ended
-            if not self.ready and not self.pool.stopping:
-                self.replaced += 1
-                self._begin()
+        while not self.pool.stopping:
+            ticket = self.pool.next(IDLE_LOOK)
+            self.busy = ticket is not None
+            if self.ready and self.pid() is None:  # somebody killed it while it had nothing to do
+                self._replace()
+            if ticket is not None:
+                self._take(ticket)
+            del ticket
         self._kill()
+
+    def _take(self, ticket: Ticket) -> None:
+        started = time.monotonic()
+        try:
+            ended = self._serve(ticket)
+        except Exception as error:
+            LOG.error("a supervisor met %s", type(error).__name__)
+            ended = Failure("failed", "The server made a mistake; nothing was kept.")
+            self._kill()
+        self.pool.took(time.monotonic() - started)
+        self.busy = False
+        ticket.finish(ended)
+        if not self.ready and not self.pool.stopping:
+            self._replace()
 
     def pid(self) -> int | None:
         """Return the id of the worker process, where one lives."""
         process = self._process
         return process.pid if process is not None and process.is_alive() else None
+
+    def _replace(self) -> None:
+        self._kill()
+        self.replaced += 1
+        self._begin()
 
     def _serve(self, ticket: Ticket) -> Outcome | Failure:
         if ticket.cancel_asked.is_set():
@@ -224,8 +236,11 @@ class _Slot(threading.Thread):
         code = None if process is None else process.exitcode
         LOG.warning("a worker ended with exit code %s", code)
         self._kill()
-        if code in {-6, -9}:  # std::bad_alloc aborts; the kernel kills
-            return worker.TOO_MUCH_MEMORY
+        if code in {-6, -9}:  # std::bad_alloc aborts; the kernel kills, and so may others
+            return Failure(
+                "too_much_memory",
+                "The system stopped the analysis of this file, most likely for want of memory.",
+            )
         return Failure("crashed", "The analysis of this file stopped the worker it ran in.")
 
     def _begin(self) -> bool:
@@ -242,7 +257,8 @@ class _Slot(threading.Thread):
         self._process, self._pipe = process, ours
         self.ready = self._said_ready(ours)
         if not self.ready:
-            LOG.error("a worker could not be started")
+            if not self.pool.stopping:
+                LOG.error("a worker could not be started")
             self._kill()
         return self.ready
 

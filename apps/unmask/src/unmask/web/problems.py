@@ -100,7 +100,8 @@ def _methods(app: FastAPI, request: Request) -> list[str]:
     """Return what may be done with a path; the router names the methods of one route only."""
     paths = app.openapi()["paths"]
     known = [set(found) for path, found in paths.items() if _fits(path, request.url.path)]
-    return sorted(method.upper() for methods in known for method in methods) or ["GET", "HEAD"]
+    allowed = {method.upper() for methods in known for method in methods} or {"GET"}
+    return sorted(allowed | ({"HEAD"} if "GET" in allowed else set()))
 
 
 def _fits(template: str, path: str) -> bool:

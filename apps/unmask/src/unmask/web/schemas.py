@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Verdict = Literal["signs of manipulation", "no sign found", "cannot say"]
@@ -67,11 +67,125 @@ class Picture(BaseModel):
     person: str | None = Field(default=None, description="the person a map belongs to")
 
 
-class Result(BaseModel):
-    """A report (see the README of unmask for its fields) and where its pictures are."""
+Probability = Annotated[float, Field(ge=0, le=1)]
 
-    report: dict[str, Any]
+
+class ReportFile(BaseModel):
+    """The file: width and height as it is shown, in pixels; of a video the seconds analysed."""
+
+    name: str
+    sha256: str
+    kind: Literal["image", "video"]
+    width: int
+    height: int
+    seconds: float | None
+
+
+class Band(BaseModel):
+    """The grey band of a score: below ``low`` nothing was found, from ``high`` on signs."""
+
+    low: Probability
+    high: Probability
+
+
+class Thresholds(BaseModel):
+    """The grey band of each of the two scores."""
+
+    swap: Band
+    generated: Band
+
+
+class ReportModel(BaseModel):
+    """The network that looked."""
+
+    name: str
+    version: str
+    thresholds: Thresholds
+
+
+class Sighting(BaseModel):
+    """A person in one frame; one that is not usable counts for nothing, for the reason given."""
+
+    time: float
+    box: Annotated[list[float], Field(min_length=4, max_length=4)] = Field(
+        description="left, top, right, bottom in pixels; may reach over the edge"
+    )
+    swap: Probability
+    generated: Probability
+    score: Probability = Field(description="the higher of the two")
+    usable: bool
+    reason: str | None
+
+
+class Person(BaseModel):
+    """A face, in a video one that was followed; the scores are null where no sighting counts."""
+
+    id: int
+    verdict: Verdict
+    score: Probability | None
+    swap: Probability | None
+    generated: Probability | None
+    reasons: list[str]
+    frames: list[Sighting]
+
+
+class ReportFrame(BaseModel):
+    """A frame that was looked at."""
+
+    time: float
+    faces: int
+
+
+class Seconds(BaseModel):
+    """How long each step took."""
+
+    decode: float
+    detect: float
+    classify: float
+    total: float
+
+
+class Bounds(BaseModel):
+    """What bounded this look: frames, seconds of a video, the smallest face that is judged."""
+
+    frames: int
+    seconds: float
+    face: float | None = None
+
+
+class Report(BaseModel):
+    """The verdict on a file with all that it rests on."""
+
+    file: ReportFile
+    model: ReportModel
+    verdict: Verdict
+    reasons: list[str]
+    persons: list[Person]
+    frames: list[ReportFrame]
+    seconds: Seconds
+    limits: Bounds
+
+
+class Result(BaseModel):
+    """A report and where its pictures are."""
+
+    report: Report
     pictures: list[Picture]
+
+
+class Model(BaseModel):
+    """A network; ``ms`` was measured for one face on one thread, ``figures`` on our own data."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    title: str
+    params: int
+    macs: int
+    bytes: int
+    ms: float | None
+    thresholds: Thresholds
+    figures: dict[str, Any] = Field(default_factory=dict)
 
 
 class Models(BaseModel):
@@ -79,7 +193,7 @@ class Models(BaseModel):
 
     version: str
     default: str
-    models: list[dict[str, Any]]
+    models: list[Model]
 
 
 class Limits(BaseModel):

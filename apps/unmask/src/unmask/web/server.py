@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from unmask.errors import UnmaskError
 from unmask.web.app import create_app
 from unmask.web.settings import Settings
+
+HEAD_SECONDS = 10.0
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP that hangs up on whoever connects and does not say in time what is wanted.
+
+    Uvicorn itself waits for ever, and a few hundred silent connections would take all its places.
+    """
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the head of a request."""
+        super().connection_made(transport)
+        self._head = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on where the head is not complete; the time does not begin anew with every byte."""
+        super().data_received(data)
+        waits = self.cycle is None or self.cycle.response_complete
+        if not waits:
+            self._stop_waiting()
+        elif self._head is None:
+            self._head = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
 
 def serve(
@@ -27,6 +64,7 @@ def serve(
     listener = _listen(host, port)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="on",
+        http=PatientProtocol,
         timeout_keep_alive=10, timeout_graceful_shutdown=5, ws="none", limit_concurrency=400,
     )  # fmt: skip
     server = uvicorn.Server(config)

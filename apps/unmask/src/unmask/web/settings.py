@@ -43,6 +43,7 @@ class Settings:
     frames: int = 32
     body_bytes: int = 400 * MIB
     upload_seconds: float = 120.0
+    stall_seconds: float = 20.0
     folder_bytes: int = 2048 * MIB
     image_time: float = 30.0
     video_time: float = 120.0

@@ -7,21 +7,25 @@ import re
 import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from unmask.errors import MediaError
-from unmask.media import MIB, sniff
+from unmask.media import HEAD, MIB, sniff
 from unmask.web.problems import Problem, busy
 from unmask.web.settings import Settings
 from unmask.web.vault import Full, StoredFile, Vault
 
-HEAD = 64
 FIELD_BYTES = 200
 NAME_LENGTH = 255
 LINGER_BYTES, LINGER_SECONDS = 128 * MIB, 20.0
+BREAKS = {"Cc", "Cs", "Zl", "Zp"}
+# They turn the order of the characters that follow, so that a name looks like another one. The
+# other invisible characters stay: Persian names and many emoji need them.
+TURNS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def clean_name(raw: str) -> str:
@@ -32,7 +36,7 @@ def clean_name(raw: str) -> str:
     """
     # Browsers write these three characters of a name so (HTML, multipart/form-data encoding).
     name = re.sub("%0[dD]", "\r", re.sub("%0[aA]", "\n", raw.replace("%22", '"')))
-    if any(unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"} for c in name):
+    if TURNS & set(name) or any(unicodedata.category(c) in BREAKS for c in name):
         raise Problem(422, "bad_name", "The file's name holds line breaks or control characters.")
     if "/" in name or "\\" in name or name in {".", ".."}:
         raise Problem(422, "bad_name", "The file's name holds folders; send the plain name.")
@@ -93,9 +97,11 @@ class _Reader:
         self._header, self._value = b"", b""
 
     def on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        header = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(header)
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
-        if b"filename" not in options:
+        sent = _raw_name(header, options.get(b"filename"))
+        if sent is None:
             if len(self.form.fields) >= 8:
                 raise Problem(422, "malformed", "The upload has too many fields.")
             return
@@ -108,8 +114,7 @@ class _Reader:
         self._part = Part()
         self.form.parts.append(self._part)
         try:
-            raw = _raw_name(self._headers[b"content-disposition"], options[b"filename"])
-            self._part.name = clean_name(raw.decode("utf-8"))
+            self._part.name = clean_name(sent.decode("utf-8"))
         except UnicodeDecodeError:
             self._part.problem = Problem(422, "bad_name", "The file's name is not valid UTF-8.")
         except Problem as problem:
@@ -184,10 +189,16 @@ class _Reader:
             part.file = None
 
 
-def _raw_name(header: bytes, parsed: bytes) -> bytes:
-    """Return the name as it was sent: the parser cuts the folders of Windows paths off."""
+def _raw_name(header: bytes, parsed: bytes | None) -> bytes | None:
+    """Return the name as it was sent: the parser cuts the folders of Windows paths off.
+
+    Some clients send a name that is not ASCII only as RFC 2231 has it, which the parser passes by.
+    """
     match = re.search(rb'filename="((?:[^"\\]|\\.)*)"', header)
-    return match.group(1).replace(b'\\"', b'"') if match else parsed
+    if match:
+        return match.group(1).replace(b'\\"', b'"')
+    coded = re.search(rb"filename\*\s*=\s*utf-8'[^']*'([^;\s]*)", header, re.IGNORECASE)
+    return unquote_to_bytes(coded.group(1)) if parsed is None and coded else parsed
 
 
 def _write(file: StoredFile, data: bytes) -> None:
@@ -206,6 +217,10 @@ async def receive(request: Request, vault: Vault, settings: Settings, limit: int
     whole is raised.
     """
     boundary = _boundary(request)
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > settings.body_bytes:
+        await linger(request)
+        raise _too_much(settings)
     reader = _Reader(vault, settings, limit)
     callbacks = {name: getattr(reader, name) for name in dir(reader) if name.startswith("on_")}
     stream = request.stream()
@@ -219,9 +234,11 @@ async def receive(request: Request, vault: Vault, settings: Settings, limit: int
             raise Problem(422, "no_file", "The upload has no part named 'file' with a file name.")
     except (Problem, MultipartParseError) as error:
         reader.form.discard()
-        await linger(stream)
+        await linger(request, stream)
         if isinstance(error, Problem):
             raise
+        if "header size" in str(error):
+            raise Problem(422, "bad_name", "The file's name is far too long.") from error
         raise Problem(400, "malformed", "The upload is not a valid multipart body.") from error
     except ClientDisconnect:
         reader.form.discard()
@@ -247,20 +264,32 @@ def _boundary(request: Request) -> bytes:
 
 async def _feed(stream: AsyncIterator[bytes], parser: MultipartParser, settings: Settings) -> None:
     total = 0
-    async for chunk in stream:
+    while True:
+        try:
+            chunk = await asyncio.wait_for(anext(stream), settings.stall_seconds)
+        except StopAsyncIteration:
+            return
         total += len(chunk)
         if total > settings.body_bytes:
-            limit = settings.body_bytes / MIB
-            raise Problem(413, "too_large", f"One request may have {limit:.0f} MB, not more.")
+            raise _too_much(settings)
         if chunk:
             parser.write(chunk)
 
 
-async def linger(stream: AsyncIterator[bytes]) -> None:
+def _too_much(settings: Settings) -> Problem:
+    limit = settings.body_bytes / MIB
+    return Problem(413, "too_large", f"One request may have {limit:.0f} MB, not more.")
+
+
+async def linger(request: Request, begun: AsyncIterator[bytes] | None = None) -> None:
     """Read what still comes and forget it, within bounds.
 
-    A server that hangs up while the client still sends makes the client miss the answer.
+    A server that hangs up while the client still sends makes the client miss the answer. One that
+    asks before it sends (``begun`` is None where nothing was read) needs no more than the answer.
     """
+    if begun is None and request.headers.get("expect", "").lower() == "100-continue":
+        return
+    stream = begun or request.stream()
 
     async def read() -> None:
         total = 0

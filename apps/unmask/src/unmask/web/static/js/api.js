@@ -10,6 +10,7 @@ export class Refusal extends Error {
   }
 }
 
+const UNREADABLE = () => new Refusal("unreadable", "The file cannot be read. It may be a folder, or was moved or changed meanwhile: choose it again.");
 const OFFLINE = () => new Refusal("offline", "The server cannot be reached. Is it still running?");
 
 async function refusal(response) {
@@ -44,7 +45,7 @@ export function send(file, model, onSent, signal) {
       const error = body.error ?? { code: `http_${request.status}`, message: "The server gave no reason." };
       return reject(new Refusal(error.code, error.message, Number(request.getResponseHeader("Retry-After")) || 0));
     };
-    request.onerror = () => reject(OFFLINE());
+    request.onerror = () => file.slice(0, 1).arrayBuffer().then(() => reject(OFFLINE()), () => reject(UNREADABLE()));
     request.onabort = () => reject(new DOMException("stopped", "AbortError"));
     signal.addEventListener("abort", () => request.abort(), { once: true });
     request.open("POST", `${BASE}/jobs`);

@@ -6,9 +6,9 @@ const MIB = 2 ** 20;
 let limits = null;
 export let catalogue = { models: [], default: "", version: "" };
 
-/** Show limits, networks and samples, and call `onFile` for every file that is given. */
-export async function prepare(onFile) {
-  listen(onFile);
+/** Show limits, networks and samples; call `onFile` for a file that is given, `onSeveral` for more at once. */
+export async function prepare(onFile, onSeveral) {
+  listen(onFile, onSeveral);
   [limits, catalogue] = await Promise.all([get("/limits"), get("/models")]);
   showLimits();
   showModels();
@@ -35,7 +35,7 @@ export function refusalOf(file) {
   return null;
 }
 
-function listen(onFile) {
+function listen(onFile, onSeveral) {
   const input = byId("file");
   input.addEventListener("change", () => {
     if (input.files.length) onFile(input.files[0]);
@@ -52,8 +52,9 @@ function listen(onFile) {
       if (type === "dragleave") depth -= 1;
       if (type === "drop") depth = 0;
       drop.classList.toggle("over", depth > 0);
-      const [file] = type === "drop" ? event.dataTransfer.files : [];
-      if (file) onFile(file);
+      const files = type === "drop" ? event.dataTransfer.files : [];
+      if (files.length > 1) onSeveral(files.length);
+      else if (files.length) onFile(files[0]);
     });
   }
   addEventListener("paste", (event) => {

@@ -20,13 +20,19 @@ function show(section, focus) {
 
 const say = (text) => { byId("live").textContent = text; };
 
-function take(chosen) {
+function refuse(reason) {
   if (!byId("working").hidden) return;
   const refused = byId("refused");
-  const reason = refusalOf(chosen);
   refused.hidden = !reason;
   refused.textContent = reason ?? "";
-  if (reason) return show("intake");
+  if (reason) show("intake");
+}
+
+function take(chosen) {
+  if (!byId("working").hidden) return;
+  const reason = refusalOf(chosen);
+  refuse(reason);
+  if (reason) return;
   file = chosen;
   runs = [];
   look(chosenModel());
@@ -128,4 +134,4 @@ byId("cancel").addEventListener("click", () => { stop?.abort(); say("Cancelled."
 byId("failed-back").addEventListener("click", back);
 byId("failed-again").addEventListener("click", () => (file ? look(chosenModel()) : back()));
 addEventListener("pagehide", (event) => { if (!event.persisted) drop(); });
-prepare(take).catch(fail);
+prepare(take, (count) => refuse(`One file at a time: these are ${count}.`)).catch(fail);
