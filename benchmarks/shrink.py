@@ -31,6 +31,7 @@ import zoo_peer
 from torch import nn
 
 from secateur import Sparsifier, shrink
+from secateur.extras import need
 from secateur.train.job import hardware, versions
 
 MODELS = ("resnet50", "densenet201", "vit_b_16", "convnext_tiny", "mobilenet_v3_large")
@@ -110,8 +111,7 @@ def runners(model: nn.Module, folder: Path, label: str) -> dict[str, Callable[[]
 
 
 def _onnxruntime(path: Path, images: torch.Tensor) -> Callable[[], object]:
-    import onnxruntime
-
+    onnxruntime = need("onnxruntime", "export", "timing an ONNX file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from zoo_inputs import Recipe
 from zoo_marks import Row, misshapen, outputs, relative_error, short, tensors
 
+from secateur.extras import need
+
 AGREE = 1e-3
 EXPORTERS = ("onnx", "onnxscript", "onnxruntime")
 RATE = 1e-2
@@ -235,7 +237,7 @@ def export_fault(
 
 def run_onnx(path: str, inputs: Any) -> list[Tensor]:
     """Return what ONNX Runtime gives for the tensors among the inputs, in order."""
-    runtime: Any = importlib.import_module("onnxruntime")
+    runtime: Any = need("onnxruntime", "export", "checking an ONNX file")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

@@ -6,6 +6,7 @@ import os
 
 # The tests run side by side; threads that wait for each other on two cores take a hundredfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import shutil
 from collections.abc import Iterator
