@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from secateur.sparsify.coupling import unit_positions
@@ -60,6 +59,8 @@ def assign(scores: Tensor, kept: int, block: int) -> Tensor:
 
 def _reassigned(seen: Tensor, places: Tensor, slot: int, kept: int) -> Tensor:
     """Return which of the columns in a slot goes to which block, the others staying."""
+    from scipy.optimize import linear_sum_assignment  # most runs do without the time it takes
+
     others = torch.cat([places[:, :slot], places[:, slot + 1 :]], 1)
     resting = seen[:, others.reshape(-1)].unflatten(1, others.shape)
     least = resting.topk(kept, dim=2).values[:, :, -1]
