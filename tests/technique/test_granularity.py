@@ -99,7 +99,7 @@ def test_canonical_texts(text: str, canonical: str) -> None:
         ("4:4", "try 2:4"),
         ("2:4(along=x)", "o i d h w"),
         ("2:4(remainder=pad)", "error, keep"),
-        ("2:4(by=o)", "along, remainder"),
+        ("2:4(by=o)", "along, order, remainder"),
         ("90%", "2:4"),
         ("Filter", "did you mean filter"),
     ],
