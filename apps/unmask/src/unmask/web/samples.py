@@ -59,15 +59,19 @@ RATE, FRAMES = 12, 72
 
 
 def _portrait() -> bytes:
-    return png(samples.draw((640, 480), (PLACE,), seed=7))
+    return png(samples.draw((640, 480), (PLACE,), seed=samples.SEED))
 
 
 def _blended() -> bytes:
-    return png(samples.blend(samples.draw((640, 480), (PLACE,), seed=7), PLACE, seed=7))
+    return png(
+        samples.blend(
+            samples.draw((640, 480), (PLACE,), seed=samples.SEED), PLACE, seed=samples.SEED
+        )
+    )
 
 
 def _nobody() -> bytes:
-    return png(samples.draw((640, 480), (), seed=7))
+    return png(samples.draw((640, 480), (), seed=samples.SEED))
 
 
 def _clip() -> bytes:
@@ -79,8 +83,8 @@ def _clip() -> bytes:
 
 def _walk() -> Iterator[samples.Pixels]:
     """Let a window of 640 x 360 pixels wander from one face to another, the second one blended."""
-    plain = samples.draw((1480, 360), WIDE, seed=7)
-    wall = samples.blend(plain, WIDE[1], seed=7)
+    plain = samples.draw((1480, 360), WIDE, seed=samples.SEED)
+    wall = samples.blend(plain, WIDE[1], seed=samples.SEED)
     for index in range(FRAMES):
         way = (1 - math.cos(math.pi * index / (FRAMES - 1))) / 2
         left = round(way * (wall.shape[1] - 640))
