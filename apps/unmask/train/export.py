@@ -36,7 +36,7 @@ TITLES = {
     "pruned": "Pruned and distilled, 32-bit",
     "int8": "Pruned and distilled, 8-bit",
 }
-VERSION = "1"
+VERSION = "2"
 
 
 def example(count: int = 2) -> torch.Tensor:
