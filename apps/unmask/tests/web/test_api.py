@@ -253,6 +253,14 @@ def test_what_the_page_asks_before_an_upload(client):
     assert code(client.get(f"{BASE}/samples/none")) == (404, "not_found")
 
 
+def test_a_mistyped_address_gives_people_a_page_and_scripts_an_error(client):
+    person = client.get("/abuot", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert person.status_code == 404 and person.headers["content-type"].startswith("text/html")
+    assert "no such page" in person.text and "content-security-policy" in person.headers
+    assert code(client.get("/abuot")) == (404, "not_found")
+    assert code(client.get(f"{BASE}/none", headers={"Accept": "text/html"})) == (404, "not_found")
+
+
 def test_head_is_answered_like_get_without_a_body(client):
     for path in ("/", "/static/style.css", f"{BASE}/health", f"{BASE}/samples/nobody.png"):
         full, short = client.get(path), client.head(path)

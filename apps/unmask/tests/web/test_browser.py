@@ -272,7 +272,7 @@ def test_the_keyboard_is_enough(chrome, address):
     page.context.close()
 
 
-@pytest.mark.parametrize("path", ["/", "/about", "/api"])
+@pytest.mark.parametrize("path", ["/", "/about", "/api", "/nowhere"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_passes_axe_in_both_colours(chrome, address, path, scheme):
     for size in (DESKTOP, PHONE):
@@ -280,7 +280,7 @@ def test_every_page_passes_axe_in_both_colours(chrome, address, path, scheme):
         page.goto(address + path)
         page.wait_for_load_state("networkidle")
         assert violations(page) == [] and fits(page)
-        assert page.wrong == []
+        assert [said for said in page.wrong if "404" not in said or path != "/nowhere"] == []
         page.context.close()
 
 

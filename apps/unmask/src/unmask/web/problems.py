@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from unmask.errors import MEDIA_CODES
@@ -25,6 +26,7 @@ STATUS = {
     "failed": 500,
     "unavailable": 503,
 }
+MISSING = Path(__file__).parent / "static" / "missing.html"
 NAMES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -83,7 +85,9 @@ def install(app: FastAPI) -> None:
         return Problem(422, "invalid", f"{where}: {first.get('msg', 'not valid')}.").response()
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404 and _is_page(request):
+            return FileResponse(MISSING, 404, media_type="text/html")
         code = NAMES.get(error.status_code, "error")
         response = Problem(error.status_code, code, f"{error.detail}.").response()
         response.headers.update(error.headers or {})
@@ -94,6 +98,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:
         return Problem(500, "failed", "The server made a mistake; nothing was kept.").response()
+
+
+def _is_page(request: Request) -> bool:
+    """Whether a person asked for a page, not a script for data."""
+    wanted = request.headers.get("accept", "")
+    return "text/html" in wanted and not request.url.path.startswith(("/api/", "/static/"))
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
