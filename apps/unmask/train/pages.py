@@ -14,6 +14,8 @@ python -m train.train --cache CACHE --out DENSE --start FIRST/last.pt --steps 22
     --rate 2e-3 --ramp 0 --whole 0.75 --seed 2 --compile
 python -m train.compress --dense DENSE --cache CACHE --out STUDENT --macs 0.22 \\
     --technique 'filter | local | variety(magnitude) | one_cycle' --prune 1500 --tune 4000 --compile
+python -m train.compress --dense DENSE --cache CACHE --out STUDENT --macs 0.22 \\
+    --technique 'filter | local | variety(magnitude) | one_cycle' --prune 1500 --tune 6500 --compile
 python -m train.compress --dense FIRST --cache CACHE --out SHORT1 --prune 500 --tune 600
 python -m train.compress --dense FIRST --cache CACHE --out SHORT2 --prune 500 --tune 600 \\
     --technique 'filter | local | variety(magnitude) | one_cycle'
