@@ -145,6 +145,7 @@ def test_a_cell_survives_json():
         ("techniques: &a [one_cycle]\nseeds: *a", "line 2: references (*a)"),
         ("techniques: !!python/object:os.system [x]", "line 1: this is not YAML"),
         ("techniques: [", "this is not YAML"),
+        ('techniques: ["\\UFFFFFFFF"]', "this is not YAML"),
         ("", "a study file is a mapping"),
         ("- x", "a study file is a mapping"),
     ],

@@ -138,7 +138,8 @@ def test_nothing_but_secateur_errors_escapes_yaml(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 5000, "granularity: 2001-99-99", "!!int x", "granularity: !!float x", "", "3",
+    ["[" * 5000, 'criteria: "\\UFFFFFFFF"', "granularity: 2001-99-99", "!!int x",
+     "granularity: !!float x", "", "3",
      "- filter", "? [1]\n: 2", "granulariti: filter", "1: filter", "criteria: [magnitude]",
      "context: 3", "context: {a: [1]}", "!!python/object:os.system x", "a: &a [*a]"],
 )  # fmt: skip

@@ -150,7 +150,7 @@ def _load(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except SecateurError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]

@@ -96,7 +96,7 @@ class Technique:
         try:
             # BaseLoader builds nothing but texts, so that 2:4 stays 2:4 and no tag runs code.
             found = yaml.load(text, Loader=yaml.BaseLoader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise SecateurError(f"the technique is not YAML: {first}") from error
         if isinstance(found, str):
