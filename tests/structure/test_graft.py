@@ -186,7 +186,10 @@ class TestAGraft:
                 for each in (inputs, more):
                     assert torch.allclose(model(*each), masked(*each), atol=1e-9)
 
-    @pytest.mark.xfail(strict=True, reason="what its own code does in training alone is lost")
+    @pytest.mark.xfail(
+        strict=True, raises=AssertionError,
+        reason="what its own code does in training alone is lost",
+    )  # fmt: skip
     def test_what_is_done_in_training_alone(self) -> None:
         model, inputs = self.of_torch()
         assert not torch.equal(model.train()(*inputs), model(*inputs))

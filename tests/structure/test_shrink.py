@@ -595,17 +595,31 @@ class TestWhatSurvives:
         assert model(torch.zeros(2, 6)).shape == (2, 3)
 
     @pytest.mark.xfail(
-        strict=True, reason="of two attributes with one value, the wrong one may be made smaller"
-    )
+        strict=True, raises=SecateurError,
+        reason="of two attributes with one value, the wrong one may be made smaller",
+    )  # fmt: skip
     def test_two_attributes_of_one_value(self) -> None:
         """Shapes do not tell the two ways apart; what comes out does."""
         torch.manual_seed(0)
         model = Padding().double()
-        inputs = (torch.randn(2, 6, dtype=torch.float64),)
+        inputs = (torch.randn(2, 4, dtype=torch.float64),)
         structure = trace(model, inputs)
         _, second = (axis.name for axis in structure.removable if axis.size == 3)
         result = RemovalTester().check(model, inputs, Chosen(structure, {second: [1]}))
         assert result.exact
+
+    def test_the_wrong_one_of_two_attributes_is_noticed(self) -> None:
+        """It is refused by what comes out, and the model is as it was."""
+        torch.manual_seed(0)
+        model = Padding().double()
+        inputs = (torch.randn(2, 4, dtype=torch.float64),)
+        before = model(*inputs)
+        structure = trace(model, inputs)
+        first, second = (axis.name for axis in structure.removable if axis.size == 3)
+        with pytest.raises(SecateurError, match="left as it was"):
+            shrink(model, Chosen(structure, {second: [1]}).masks(model), inputs)
+        assert (model.before, model.after) == (3, 3) and torch.equal(model(*inputs), before)
+        assert RemovalTester().check(model, inputs, Chosen(structure, {first: [1]})).exact
 
     def test_it_pickles_and_copies_as_before(self) -> None:
         model, inputs = in_double("transformer")
@@ -666,10 +680,13 @@ class Padding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.before, self.after = 3, 3
-        self.branch, self.out = nn.Linear(6, 12), nn.Linear(12, 2)
+        self.first, self.branch, self.out = nn.Linear(4, 6), nn.Linear(4, 12), nn.Linear(12, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.relu(F.pad(x, (self.before, self.after)) + self.branch(x)))
+        return self.out(F.relu(self.padded(x) + self.branch(x)))
+
+    def padded(self, x: Tensor) -> Tensor:
+        return F.pad(self.first(x), (self.before, self.after))
 
 
 @torch.library.custom_op("secateurtest::double", mutates_args=())
