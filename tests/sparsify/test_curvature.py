@@ -178,21 +178,28 @@ def test_what_is_gone_stays_gone() -> None:
 
 
 REFUSED = {
-    "units": (("(o 3) i", nn.Linear(4, 4), None), "does not divide"),
-    "size": (("weight", nn.Linear(65, 65), None), str(MOST_WEIGHTS)),
-    "loss": (("weight", nn.Linear(4, 4), lambda model, batch: model(batch[0]).sum()), "loss="),
+    "size": ("network_obs", nn.Linear(65, 65), None, str(MOST_WEIGHTS)),
+    "loss": ("network_obs", nn.Linear(4, 4), lambda model, batch: model(batch[0]).sum(), "loss="),
+    "size of what is refitted": ("magnitude", nn.Linear(65, 65), None, "leave layers out"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_it_cannot_do_is_refused(name: str) -> None:
-    (granularity, layer, loss), complaint = REFUSED[name]
+def test_what_it_cannot_do_is_refused_before_anything_runs(name: str) -> None:
+    criterion, layer, loss, complaint = REFUSED[name]
     data = [(torch.ones(2, layer.in_features), torch.ones(2, layer.out_features))]
-    sparsifier = Sparsifier(
-        nn.Sequential(layer), f"{granularity} | local | network_obs | one_shot", sparsity=0.5,
-        data=data, loss=loss,
-    )  # fmt: skip
     with pytest.raises(SecateurError, match=complaint):
+        Sparsifier(
+            nn.Sequential(layer), f"weight | local | {criterion} | one_shot | compensate(network)",
+            sparsity=0.5, data=data, loss=loss,
+        )  # fmt: skip
+
+
+def test_units_of_several_sizes_are_refused() -> None:
+    data = [(torch.ones(2, 4), torch.ones(2, 4))]
+    technique = "(o 3) i | local | network_obs | one_shot"
+    sparsifier = Sparsifier(nn.Sequential(nn.Linear(4, 4)), technique, sparsity=0.5, data=data)
+    with pytest.raises(SecateurError, match="does not divide"):
         sparsifier.step(1.0)
 
 

@@ -183,7 +183,8 @@ def test_an_update_needs_no_complete_scores(monkeypatch: pytest.MonkeyPatch) -> 
         "weight | global | lamp | one_shot",
         "weight | local(lamp) | magnitude | one_shot",
     ):
-        Sparsifier(_network(), technique, sparsity=0.6).step(1.0)
+        result = Sparsifier(_network(), technique, sparsity=0.6).step(1.0)
+        assert result.achieved["sparsity"] == pytest.approx(0.6, abs=0.01)
 
 
 @pytest.mark.parametrize(

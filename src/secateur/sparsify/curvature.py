@@ -26,24 +26,9 @@ _COMPACTED = 128
 """Eliminations after which the matrix drops the rows of what is gone."""
 
 
-def curvature(
-    model: nn.Module,
-    prunables: Sequence[Prunable],
-    batches: Iterable[Any],
-    loss: Loss | None,
-    damping: float,
-) -> Tensor:
-    """Return the mean of J^T L J over single examples [n, n], in double precision and damped.
-
-    J [answers, n] are the gradients of the network's answers, L the loss's second derivatives by
-    the answers: 2 / answers for squared errors, diag(p) - p p^T for cross entropy. ``damping`` is
-    added to the diagonal as a share of its mean.
-
-    Raises SecateurError where there are more than 4,096 weights, or where the answers are hidden
-    behind a loss function or a batch that names its parts.
-    """
-    weights = [prunable.weight for prunable in prunables]
-    total = sum(weight.numel for weight in weights)
+def refuse_curvature(prunables: Sequence[Prunable], loss: Loss | None) -> None:
+    """Raise SecateurError where pairs of all weights are too many, or a loss hides the answers."""
+    total = sum(prunable.weight.numel for prunable in prunables)
     if total > MOST_WEIGHTS:
         raise SecateurError(
             f"the second derivatives between all pairs of {total} weights are too many (at most "
@@ -55,6 +40,24 @@ def curvature(
             "second derivatives of the whole network are those of its answers, which loss= hides: "
             "leave loss= out, or write woodfisher and compensate(fisher)"
         )
+
+
+def curvature(
+    model: nn.Module,
+    prunables: Sequence[Prunable],
+    batches: Iterable[Any],
+    damping: float,
+) -> Tensor:
+    """Return the mean of J^T L J over single examples [n, n], in double precision and damped.
+
+    J [answers, n] are the gradients of the network's answers, L the loss's second derivatives by
+    the answers: 2 / answers for squared errors, diag(p) - p p^T for cross entropy. ``damping`` is
+    added to the diagonal as a share of its mean.
+
+    Raises SecateurError where a batch names its parts, or the answer is not one tensor.
+    """
+    weights = [prunable.weight for prunable in prunables]
+    total = sum(weight.numel for weight in weights)
     names, tensors = _wanted(model, weights)
     summed = torch.zeros(total, total, dtype=torch.float64, device=tensors[0].device)
     count = 0

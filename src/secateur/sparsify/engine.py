@@ -17,17 +17,16 @@ from secateur.sparsify.hiding import masked
 from secateur.sparsify.knowledge import Knowledge
 from secateur.sparsify.lazy import Scores, complete
 from secateur.sparsify.memory import Memory
-from secateur.sparsify.ordering import assigned_orders
+from secateur.sparsify.ordering import Ordering
 from secateur.sparsify.plan import Choice, Entry, choose
 from secateur.sparsify.ranks import same_on_every_rank
 from secateur.sparsify.report import prunable_elements
 from secateur.sparsify.result import StepResult, why_short
-from secateur.sparsify.scoring import rank_units, refuse_nan, score_units
+from secateur.sparsify.scoring import rank_units, refuse_nan
 from secateur.sparsify.search import Division, by_momentum, recalibrated, search
 from secateur.sparsify.select import count_true, keep_highest
-from secateur.sparsify.setup import Ordering, Prunable, Setup
+from secateur.sparsify.setup import Prunable, Setup
 from secateur.sparsify.statistics import Loss, Statistics, mean_loss
-from secateur.structure import reorder
 from secateur.technique import Criterion, Technique
 from secateur.technique.context import SEARCHED
 
@@ -148,26 +147,11 @@ class Engine(Knowledge):
         """Reorder the model's channels by the scores of this moment, and what is remembered."""
         generator = torch.Generator()
         generator.set_state(memory.generator)
-        statistics = self._statistics(masks)
-        scores = [
-            score_units(
-                self.technique.criteria,
-                self._evidence(prunable, memory, statistics, generator),
-                prunable.units,
-            )
-            for prunable in self.setup.prunables
-        ]
-        granularity = self.technique.granularity
-        assert granularity.kept is not None and granularity.block is not None
+        scores = self._scores(memory, self._statistics(masks), generator)
         weights = [prunable.weight for prunable in self.setup.prunables]
-        orders = assigned_orders(
-            ordering.structure, weights, scores, granularity.kept, granularity.block
+        done = ordering.carry_out(
+            self.model, self.technique.granularity, weights, scores, self.optimizer
         )
-        same = same_on_every_rank(list(orders.values())) if orders else []
-        done = reorder(
-            self.model, ordering.structure, dict(zip(orders, same, strict=True)), ordering.inputs,
-            self.optimizer,
-        )  # fmt: skip
         memory.follow(done)
         memory.ordered = True
 
@@ -333,11 +317,13 @@ class Engine(Knowledge):
     ) -> list[float]:
         """Try divisions of what is claimed on the model, by the scores of this moment."""
         assert self.data is not None
-        data, scores = self.data, []
-        for entry, prunable in zip(entries, self.setup.prunables, strict=True):
-            evidence = self._evidence(prunable, memory, statistics, generator)
-            found = score_units(self.technique.criteria, evidence, entry.units)
-            scores.append(found.masked_fill(entry.removed, -torch.inf))
+        data = self.data
+        scores = [
+            found.masked_fill(entry.removed, -torch.inf)
+            for entry, found in zip(
+                entries, self._scores(memory, statistics, generator), strict=True
+            )
+        ]
 
         def trial(divide: Division) -> float:
             kept = [

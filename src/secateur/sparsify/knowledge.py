@@ -12,12 +12,13 @@ from secateur.errors import SecateurError
 from secateur.sparsify.activations import look
 from secateur.sparsify.allocation import outliers, tail_exponent
 from secateur.sparsify.compensation import Compensator
+from secateur.sparsify.curvature import refuse_curvature
 from secateur.sparsify.hiding import masked
 from secateur.sparsify.influence import influences
 from secateur.sparsify.memory import Memory
 from secateur.sparsify.plan import Entry
 from secateur.sparsify.scoring import score_units, widen
-from secateur.sparsify.second_order import SECOND_ORDER, derived, measure
+from secateur.sparsify.second_order import OF_THE_NETWORK, SECOND_ORDER, derived, measure
 from secateur.sparsify.setup import Prunable, Setup
 from secateur.sparsify.sites import learned_of
 from secateur.sparsify.statistics import Loss, Statistics, collect, mean_loss, reiterable
@@ -49,6 +50,8 @@ class Knowledge:
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self.compensator = Compensator(model, technique, setup.prunables)
+        if OF_THE_NETWORK & {*self.needs, *self.compensator.needs}:
+            refuse_curvature(setup.prunables, loss)
 
     @property
     def needs(self) -> set[str]:
@@ -101,6 +104,19 @@ class Knowledge:
                 rows, _ = prunable.units.rows(widen(known["weight"]))
                 known[need] = prunable.units.spread(rows.square().sum(1))
         return Evidence(**known)
+
+    def _scores(
+        self, memory: Memory, statistics: Statistics, generator: torch.Generator
+    ) -> list[Tensor]:
+        """Score the units of every weight, as the weights now are."""
+        return [
+            score_units(
+                self.technique.criteria,
+                self._evidence(prunable, memory, statistics, generator),
+                prunable.units,
+            )
+            for prunable in self.setup.prunables
+        ]
 
     def _norm_scale(self, prunable: Prunable) -> Tensor:
         weight = prunable.weight

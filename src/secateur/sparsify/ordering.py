@@ -3,16 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.errors import SecateurError
 from secateur.sparsify.coupling import unit_positions
-from secateur.structure import Axis, PrunableWeight, Trace
+from secateur.sparsify.ranks import same_on_every_rank
+from secateur.structure import Axis, PrunableWeight, Reordered, Trace, reorder, trace
+from secateur.technique import Granularity, Technique
 
 _PASSES = 12
 _ROWS = 2048
 """Rows of scores that an assignment looks at, evenly spaced; the result is judged on all."""
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """The structure whose channels are reordered, and inputs on which nothing may change."""
+
+    structure: Trace
+    inputs: tuple[Any, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        technique: Technique,
+        chosen: Sequence[PrunableWeight],
+        example_inputs: tuple[Any, ...] | None,
+    ) -> Ordering | None:
+        """Trace a model whose channels are to be reordered; refuse where none can be."""
+        if technique.granularity.order == "given":
+            return None
+        if example_inputs is None:
+            raise SecateurError(
+                f"'{technique.granularity}' reorders channels with all that carries them, which is "
+                "found by tracing the model: pass example_inputs="
+            )
+        if technique.update.survivors == "rewind":
+            raise SecateurError(
+                f"'{technique.update}' returns to an earlier step, and '{technique.granularity}' "
+                "gives channels other places than they had: write another update, or order=given"
+            )
+        if "learned" in technique.criteria.needs:
+            raise SecateurError(
+                f"'{technique.criteria}' learns a number per unit, and '{technique.granularity}' "
+                "gives the units other places: write another criterion, or order=given"
+            )
+        structure = trace(model, example_inputs)
+        if not any(True for _ in read_axes(structure, chosen)):
+            reasons = [f"{name}: {reason}" for name, reason in structure.pinned[:3]]
+            raise SecateurError(
+                f"no channels of {type(model).__name__} can be reordered ({'; '.join(reasons)}): "
+                "write order=given"
+            )
+        return cls(structure, example_inputs)
+
+    def carry_out(
+        self,
+        model: nn.Module,
+        granularity: Granularity,
+        weights: Sequence[PrunableWeight],
+        scores: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer | None,
+    ) -> Reordered:
+        """Reorder the model's channels by the scores of single weights, alike on every rank."""
+        assert granularity.kept is not None and granularity.block is not None
+        orders = assigned_orders(
+            self.structure, weights, scores, granularity.kept, granularity.block
+        )
+        same = same_on_every_rank(list(orders.values()))
+        orders = dict(zip(orders, same, strict=True))
+        return reorder(model, self.structure, orders, self.inputs, optimizer)
 
 
 def kept_score(scores: Tensor, kept: int, block: int) -> float:
@@ -89,9 +154,7 @@ def assigned_orders(
             scores[place].reshape(weights[place].shape).movedim(2, -1).reshape(-1, axis.size)
             for place in places
         ]
-        order = assign(torch.cat(rows), kept, block)
-        if not torch.equal(order, torch.arange(axis.size)):
-            orders[axis.name] = order
+        orders[axis.name] = assign(torch.cat(rows), kept, block)
     return orders
 
 

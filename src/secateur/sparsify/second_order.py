@@ -19,6 +19,9 @@ from secateur.technique.compensation import METHODS, Compensation
 SECOND_ORDER = frozenset({*DERIVED, "fisher_surgeon"})
 """Evidence that is computed weight by weight from what ``measure`` finds."""
 
+OF_THE_NETWORK = frozenset({"network_curvature", "network_elimination"})
+"""What asks for the second derivatives between all weights of a network."""
+
 
 def measure(
     model: nn.Module,
@@ -43,11 +46,11 @@ def measure(
         if how is not None and how.method == "fisher":
             settings = {"block": how.block, "damping": how.damping}
         found["fisher_blocks"] = fisher_blocks(model, prunables, data, loss, **settings)
-    if asked & {"network_curvature", "network_elimination"}:
+    if asked & OF_THE_NETWORK:
         damping = METHODS["network"].settings["damping"]
         if how is not None and how.method == "network":
             damping = how.damping
-        whole = curvature(model, prunables, data, loss, damping)
+        whole = curvature(model, prunables, data, damping)
         found["network_curvature"] = {"": whole}
         if "network_elimination" in asked:
             found["network_elimination"] = _network_elimination(model, prunables, whole)

@@ -24,13 +24,12 @@ from secateur.sparsify.coupling import (
     refuse_emptying,
 )
 from secateur.sparsify.initial import resettable
-from secateur.sparsify.ordering import read_axes
+from secateur.sparsify.ordering import Ordering
 from secateur.sparsify.units import Units, check_blocks
 from secateur.structure import (
     Branch,
     Flow,
     PrunableWeight,
-    Trace,
     choose_weights,
     find_weights,
     observe,
@@ -83,14 +82,6 @@ class Setup:
     measure: Measure | None = None
     round_to: int = 1
     ordering: Ordering | None = None
-
-
-@dataclass(frozen=True)
-class Ordering:
-    """The structure whose channels are reordered, and inputs on which nothing may change."""
-
-    structure: Trace
-    inputs: tuple[Any, ...]
 
 
 def prepare(
@@ -188,42 +179,8 @@ def prepare(
         ledger = Ledger.of(model, usage.by_parameter, usage.macs)
     return Setup(
         prunables, budget, ledger, tuple(passed_over), tuple(notes), ends_of(found.weights),
-        ordering=_ordering(model, technique, chosen, example_inputs),
+        ordering=Ordering.of(model, technique, chosen, example_inputs),
     )  # fmt: skip
-
-
-def _ordering(
-    model: nn.Module,
-    technique: Technique,
-    chosen: tuple[PrunableWeight, ...],
-    example_inputs: tuple[Any, ...] | None,
-) -> Ordering | None:
-    """Trace a model whose channels are to be reordered; refuse where none can be."""
-    if technique.granularity.order == "given":
-        return None
-    if example_inputs is None:
-        raise SecateurError(
-            f"'{technique.granularity}' reorders channels with all that carries them, which is "
-            "found by tracing the model: pass example_inputs="
-        )
-    if technique.update.survivors == "rewind":
-        raise SecateurError(
-            f"'{technique.update}' returns to an earlier step, and '{technique.granularity}' gives "
-            "channels other places than they had: write another update, or order=given"
-        )
-    if "learned" in technique.criteria.needs:
-        raise SecateurError(
-            f"'{technique.criteria}' learns a number per unit, and '{technique.granularity}' "
-            "gives the units other places: write another criterion, or order=given"
-        )
-    structure = trace(model, example_inputs)
-    if not any(True for _ in read_axes(structure, chosen)):
-        reasons = [f"{name}: {reason}" for name, reason in structure.pinned[:3]]
-        raise SecateurError(
-            f"no channels of {type(model).__name__} can be reordered ({'; '.join(reasons)}): write "
-            "order=given"
-        )
-    return Ordering(structure, example_inputs)
 
 
 def _prepare_coupled(

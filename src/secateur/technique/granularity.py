@@ -113,7 +113,11 @@ class Granularity:
         if self.order not in ORDERS:
             raise SecateurError(f"unknown order '{self.order}': {suggestion(self.order, ORDERS)}")
         if self.order == "assigned" and (self.kept is None or self.along != "i"):
-            raise SecateurError("order=assigned is for n:m along the inputs: 2:4(order=assigned)")
+            given = f"n:m along {self.along}" if self.kept else "units that are no n:m"
+            raise SecateurError(
+                f"order=assigned is for n:m along the inputs, such as 2:4(order=assigned), and not "
+                f"for {given}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
