@@ -207,8 +207,11 @@ class TestLimits:
         path.write_bytes(pictures.encode(pictures.numbered(6)))
         bounds = dataclasses.replace(LIMITS, decode_seconds=1.0)
         with open_clip(examine(path), bounds) as clip:
+            seen = 0
             for _ in clip.frames(6):
                 time.sleep(0.25)
+                seen += 1
+        assert seen == 6
 
     def test_cancelling_stops_between_packets(self, tmp_path: Path) -> None:
         path = tmp_path / "a"
